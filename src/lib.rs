@@ -1,0 +1,4 @@
+//! podgate: the map. Modules in reading order, lowest floor first.
+
+pub mod operation;
+pub mod limit;

@@ -1,0 +1,2 @@
+//! How we count, and who is next: pure.
+pub mod quota;
