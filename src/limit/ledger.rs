@@ -1,0 +1,408 @@
+//! The ledger: what a lane has spent. Window slot, token and permit are taken together or not at
+//! all, and each comes back by its own rule.
+//!
+//! A store shared by replicas is its twin: same questions, same answers.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::limit::quota::{Burst, Counts, Quota, Rate, Timestamp};
+use crate::limit::throttle::ProbeId;
+use crate::limit::token_bucket::TokenBucket;
+use crate::limit::window_guard::{Arrival, WindowGuard, hold};
+
+/// Groups with fewer requests a window than this have no shaper: pacing two purges over ten
+/// seconds would only make the second wait in vain (semantics, section 3).
+const SHAPED_FROM: u32 = 100;
+
+/// How long the upstream keeps the call open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    Short,
+    /// Kept open on purpose; at most `hold_share` of the permits.
+    Held,
+}
+
+/// What an admitted request has taken. Comes back through [`Ledger::unsent`] or
+/// [`Ledger::give_back`], exactly once.
+#[must_use = "what was taken must come back"]
+#[derive(Debug)]
+pub struct Slot {
+    /// `None` where no window was kept when it was taken.
+    arrival: Option<Arrival>,
+    /// Which window: one dropped and made anew does not know the slots of the one before.
+    window: u32,
+    token: bool,
+    call: Call,
+    taken: Timestamp,
+    /// Set while this exchange alone decides whether a paused lane opens.
+    pub(super) probe: Option<ProbeId>,
+}
+
+impl Slot {
+    /// When it was admitted.
+    pub fn taken(&self) -> Timestamp {
+        self.taken
+    }
+}
+
+/// How an exchange that was written to ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its last byte was read.
+    Complete,
+    /// It was torn down; the upstream hears of it `margin` later at the latest.
+    Torn,
+}
+
+/// Which limit stands in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    Window,
+    Tokens,
+    Permits,
+    /// Only the share of held calls is used up: a short call could still go.
+    HoldShare,
+}
+
+/// Nothing was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    pub by: Limit,
+    /// Not before this; `None`: not before something comes back.
+    pub until: Option<Timestamp>,
+}
+
+/// The limits in force, at most those of the quota: what the throttle has learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effective {
+    pub requests: u32,
+    pub burst: u32,
+    pub concurrency: u32,
+}
+
+impl Effective {
+    /// What `quota` allows before anything was learnt. `u32::MAX` stands for no limit.
+    pub fn of(quota: &Quota) -> Self {
+        let requests = quota.rate.map_or(u32::MAX, Rate::requests);
+        Self {
+            requests,
+            burst: match quota.burst {
+                Burst::Fixed(burst) => burst.get().min(requests),
+                Burst::Auto => (requests / 4).max(1),
+            },
+            concurrency: quota.concurrency.map_or(u32::MAX, NonZeroU32::get),
+        }
+    }
+}
+
+/// Whether the bucket shapes this quota at all.
+pub fn is_shaped(quota: &Quota) -> bool {
+    match (quota.rate, quota.burst) {
+        (None, _) => false,
+        (Some(rate), Burst::Auto) => rate.requests() >= SHAPED_FROM,
+        // A bucket as deep as the window lets it all out: below the shaper's reach it only adds
+        // its refill to a wait the window already explains.
+        (Some(rate), Burst::Fixed(burst)) => {
+            rate.requests() >= SHAPED_FROM || burst.get() < rate.requests()
+        }
+    }
+}
+
+pub struct Ledger {
+    quota: Quota,
+    effective: Effective,
+    window: Option<WindowGuard>,
+    window_id: u32,
+    bucket: Option<TokenBucket>,
+    in_use: u32,
+    held_in_use: u32,
+    /// Permits whose exchange is over, and when they are free.
+    settling: BinaryHeap<Reverse<(Timestamp, bool)>>,
+}
+
+impl Ledger {
+    pub fn new(quota: Quota, now: Timestamp) -> Self {
+        Self::with_window(quota, quota.rate.map(WindowGuard::new), now)
+    }
+
+    /// A ledger that cannot know what its lane spent before: one W without a free slot.
+    pub fn spent(quota: Quota, now: Timestamp) -> Self {
+        let latest_arrival = now + quota.margin;
+        let window = quota
+            .rate
+            .map(|rate| WindowGuard::spent(rate, latest_arrival));
+        Self::with_window(quota, window, now)
+    }
+
+    fn with_window(quota: Quota, window: Option<WindowGuard>, now: Timestamp) -> Self {
+        let effective = Effective::of(&quota);
+        let bucket = Self::shaper(&quota, &effective, now);
+        Self {
+            quota,
+            effective,
+            window,
+            window_id: 0,
+            bucket,
+            in_use: 0,
+            held_in_use: 0,
+            settling: BinaryHeap::new(),
+        }
+    }
+
+    fn shaper(quota: &Quota, effective: &Effective, now: Timestamp) -> Option<TokenBucket> {
+        let rate = quota.rate.filter(|_| is_shaped(quota))?;
+        let depth = NonZeroU32::new(effective.burst)?;
+        Some(TokenBucket::full(
+            depth,
+            effective.requests,
+            rate.period(),
+            now,
+        ))
+    }
+
+    /// Lets time pass. `waiting`: somebody waited since the last call; then tokens do not accrue
+    /// above N/100, or a stall of the window would save up the next burst, for ever.
+    pub fn advance(&mut self, waiting: bool, now: Timestamp) {
+        if let Some(window) = &mut self.window {
+            window.advance(now);
+        }
+        if let Some(bucket) = &mut self.bucket {
+            let ceiling = waiting.then_some((self.effective.requests / 100).max(1));
+            bucket.advance(ceiling, now);
+        }
+        while let Some(&Reverse((free, held))) = self.settling.peek() {
+            if free > now {
+                break;
+            }
+            self.settling.pop();
+            self.release(held);
+        }
+    }
+
+    fn release(&mut self, held: bool) {
+        self.in_use -= 1;
+        self.held_in_use -= u32::from(held);
+    }
+
+    /// All or nothing. `advance` to `now` first.
+    pub fn take(&mut self, call: Call, now: Timestamp) -> Result<Slot, Denied> {
+        let settled = self.settling.peek().map(|&Reverse((free, _))| free);
+        if self.in_use >= self.effective.concurrency {
+            return Err(Denied {
+                by: Limit::Permits,
+                until: settled,
+            });
+        }
+        let hold_limit = self.quota.hold_limit(self.effective.concurrency);
+        if call == Call::Held && self.held_in_use >= hold_limit {
+            return Err(Denied {
+                by: Limit::HoldShare,
+                until: settled,
+            });
+        }
+        if let Some(window) = &self.window
+            && window.used() >= window.limit()
+        {
+            return Err(Denied {
+                by: Limit::Window,
+                until: Some(window.nth_free(1, now)),
+            });
+        }
+        if let Some(bucket) = &mut self.bucket {
+            let denied = |until| Denied {
+                by: Limit::Tokens,
+                until: Some(until),
+            };
+            bucket.take(now).map_err(denied)?;
+        }
+        Ok(self.slot(self.bucket.is_some(), call, now))
+    }
+
+    /// Takes what is asked whether or not it is free: `shadow` and `disabled` keep stamping.
+    pub fn force(&mut self, call: Call, now: Timestamp) -> Slot {
+        let token = self
+            .bucket
+            .as_mut()
+            .is_some_and(|bucket| bucket.take(now).is_ok());
+        self.slot(token, call, now)
+    }
+
+    fn slot(&mut self, token: bool, call: Call, now: Timestamp) -> Slot {
+        self.in_use += 1;
+        self.held_in_use += u32::from(call == Call::Held);
+        let arrival = self.window.as_mut().map(WindowGuard::take);
+        Slot {
+            arrival,
+            window: self.window_id,
+            token,
+            call,
+            taken: now,
+            probe: None,
+        }
+    }
+
+    /// The earliest time at which `nth` (from 1) more requests can have been admitted; a permit
+    /// counts as free now. `advance` to `now` first.
+    pub fn nth_admission(&self, nth: u32, now: Timestamp) -> Timestamp {
+        let slot = self
+            .window
+            .as_ref()
+            .map_or(now, |window| window.nth_free(nth, now));
+        let token = self
+            .bucket
+            .as_ref()
+            .map_or(now, |bucket| bucket.nth_token(nth, now));
+        slot.max(token)
+    }
+
+    fn arrival<'a>(&mut self, slot: &'a mut Slot) -> Option<(&mut WindowGuard, &'a mut Arrival)> {
+        let current = slot.window == self.window_id;
+        let window = self.window.as_mut().filter(|_| current)?;
+        Some((window, slot.arrival.as_mut()?))
+    }
+
+    /// No more of the request will be written: it was sent whole, or aborted. `last_byte` is when
+    /// its last byte went out.
+    pub fn sent(&mut self, slot: &mut Slot, last_byte: Timestamp) {
+        let bound = last_byte + self.quota.margin;
+        if self.quota.counts == Counts::Arrival
+            && let Some((window, arrival)) = self.arrival(slot)
+        {
+            window.sent(arrival, bound);
+        }
+    }
+
+    /// The head of the final response is here (a 1xx is none). `advance` to `now` first.
+    pub fn arrived(&mut self, slot: &mut Slot, now: Timestamp) {
+        if self.quota.counts == Counts::Arrival
+            && let Some((window, arrival)) = self.arrival(slot)
+        {
+            window.arrived(arrival, now);
+        }
+    }
+
+    /// That response refused the request for its number: it keeps its slot.
+    pub fn refused(&mut self, slot: &mut Slot, now: Timestamp) {
+        if let Some((window, _)) = self.arrival(slot) {
+            window.refused(now);
+        }
+    }
+
+    /// Nothing was written: slot, permit and token are free at once.
+    pub fn unsent(&mut self, mut slot: Slot) {
+        self.release(slot.call == Call::Held);
+        let token = slot.token;
+        let current = slot.window == self.window_id;
+        if let (Some(window), Some(arrival)) = (&mut self.window, slot.arrival.take())
+            && current
+        {
+            window.unsent(arrival);
+        }
+        if let Some(bucket) = self.bucket.as_mut().filter(|_| token) {
+            bucket.put_back();
+        }
+    }
+
+    /// The exchange is over: its permit is free once the upstream has counted down too.
+    /// `advance` to `now` first. Returns how long the permit was out.
+    pub fn give_back(&mut self, mut slot: Slot, end: End, now: Timestamp) -> Duration {
+        let (counts, margin) = (self.quota.counts, self.quota.margin);
+        if let Some((window, arrival)) = self.arrival(&mut slot) {
+            match (counts, end) {
+                (Counts::Completion, End::Torn) => window.sent(arrival, now + margin),
+                // A complete exchange had a head: without `arrived` before it, this is its bound.
+                (_, End::Complete) => window.arrived(arrival, now),
+                // Torn with nothing known of its last byte: none can follow now.
+                (Counts::Arrival, End::Torn) => window.sent(arrival, now + margin),
+            }
+        }
+        let after = match end {
+            End::Complete => self.quota.settle,
+            End::Torn => self.quota.margin.max(self.quota.settle),
+        };
+        self.settling
+            .push(Reverse((now + after, slot.call == Call::Held)));
+        now.since(slot.taken)
+    }
+
+    /// What the throttle allows from now on. `advance` to `now` first.
+    pub fn set_effective(&mut self, effective: Effective, now: Timestamp) {
+        if effective == self.effective {
+            return;
+        }
+        self.effective = effective;
+        if let Some(window) = &mut self.window {
+            window.set_limit(effective.requests);
+        }
+        if let (Some(bucket), Some(rate)) = (&mut self.bucket, self.quota.rate)
+            && let Some(depth) = NonZeroU32::new(effective.burst)
+        {
+            bucket.reshape(depth, effective.requests, rate.period(), now);
+        }
+    }
+
+    /// Another quota from now on. The history stays: nothing is forgiven. `advance` first.
+    pub fn retune(&mut self, quota: Quota, effective: Effective, now: Timestamp) {
+        self.window = match (self.window.take(), quota.rate) {
+            (Some(mut window), Some(rate)) => {
+                window.retune(rate);
+                Some(window)
+            }
+            // No window was kept: what went out in the last W is anybody's guess.
+            (None, Some(rate)) => {
+                self.window_id += 1;
+                Some(WindowGuard::spent(rate, now + quota.margin))
+            }
+            (_, None) => None,
+        };
+        if !is_shaped(&quota) {
+            self.bucket = None;
+        } else if self.bucket.is_none() {
+            self.bucket = Self::shaper(&quota, &effective, now);
+        }
+        self.quota = quota;
+        // Also where nothing was learnt: a new rate or depth reaches guard and bucket by here.
+        self.effective = Effective {
+            requests: 0,
+            burst: 0,
+            concurrency: 0,
+        };
+        self.set_effective(effective, now);
+    }
+
+    pub fn quota(&self) -> &Quota {
+        &self.quota
+    }
+
+    pub fn effective(&self) -> Effective {
+        self.effective
+    }
+
+    /// Window slots taken. `advance` first.
+    pub fn window_used(&self) -> u32 {
+        self.window.as_ref().map_or(0, WindowGuard::used)
+    }
+
+    /// Arrivals of the last W not refused. `advance` first.
+    pub fn accepted(&self) -> u32 {
+        self.window.as_ref().map_or(0, WindowGuard::accepted)
+    }
+
+    /// Permits out, those that settle included.
+    pub fn in_use(&self) -> u32 {
+        self.in_use
+    }
+
+    /// Nothing is out and the window has emptied: this ledger could be forgotten and made anew.
+    pub fn is_idle(&self) -> bool {
+        self.in_use == 0 && self.window.as_ref().is_none_or(WindowGuard::is_empty)
+    }
+
+    /// How long a window slot is kept past its bound; zero without a rate.
+    pub fn window_hold(&self) -> Duration {
+        self.quota.rate.map_or(Duration::ZERO, hold)
+    }
+}

@@ -1,0 +1,392 @@
+//! A lane before its own ledger: the whole admission core in one piece. Events and `now` go in,
+//! decisions come out; whoever holds it calls [`LocalLane::poll`] after each event and at the time
+//! it names.
+
+use std::time::Duration;
+
+use crate::limit::fair_queue::{Eligible, FlowId, Waiter, WaiterId};
+use crate::limit::lane::{Lane, Next, Shed};
+use crate::limit::ledger::{Call, Denied, Effective, End, Ledger, Limit, Slot};
+use crate::limit::quota::{Mode, Quota, Timestamp};
+use crate::limit::throttle::{Cause, Gate, Refusal};
+
+/// The answer to [`LocalLane::ask`].
+#[derive(Debug)]
+pub enum Verdict {
+    Admit {
+        slot: Slot,
+        /// What `enforce` would have said, on a lane in `shadow`.
+        shadow: Option<Shed>,
+    },
+    /// It waits; its fate comes by [`LocalLane::poll`]. In a full queue `evicted` made room.
+    Wait {
+        waiter: WaiterId,
+        evicted: Option<(WaiterId, Shed)>,
+    },
+    Shed(Shed),
+}
+
+/// The end of one waiter's wait.
+#[derive(Debug)]
+pub enum Settled {
+    Admitted(WaiterId, Slot),
+    Shed(WaiterId, Shed),
+}
+
+/// What a lane looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    pub quota: Quota,
+    pub effective: Effective,
+    pub mode: Mode,
+    pub window_used: u32,
+    /// How long until a newcomer could find a slot and a token.
+    pub next_free: Duration,
+    pub permits_in_use: u32,
+    pub waiting: usize,
+    /// Zero unless paused.
+    pub paused: Duration,
+    /// Time in which somebody waited who could have gone: promise 2 by our own clock.
+    pub idle: Duration,
+}
+
+pub struct LocalLane {
+    lane: Lane,
+    ledger: Ledger,
+    mode: Mode,
+    /// No event is older than this: clocks of several threads are clamped here.
+    now: Timestamp,
+    /// When the first waiter could have gone, as of the last poll.
+    due: Option<Timestamp>,
+    idle: Duration,
+}
+
+impl LocalLane {
+    /// `capacity`: the most waiters. `seed` spreads the pauses of many lanes.
+    pub fn new(quota: Quota, capacity: usize, mode: Mode, seed: u64, now: Timestamp) -> Self {
+        Self::with_ledger(Ledger::new(quota, now), quota, capacity, mode, seed, now)
+    }
+
+    /// A lane whose last W is unknown: its window starts as spent.
+    pub fn spent(quota: Quota, capacity: usize, mode: Mode, seed: u64, now: Timestamp) -> Self {
+        Self::with_ledger(Ledger::spent(quota, now), quota, capacity, mode, seed, now)
+    }
+
+    fn with_ledger(
+        ledger: Ledger,
+        quota: Quota,
+        capacity: usize,
+        mode: Mode,
+        seed: u64,
+        now: Timestamp,
+    ) -> Self {
+        let lane = Lane::new(quota, capacity, seed, now);
+        Self {
+            lane,
+            ledger,
+            mode,
+            now,
+            due: None,
+            idle: Duration::ZERO,
+        }
+    }
+
+    /// Lets time pass, with the queue as it was since the last event. Returns `now`, clamped.
+    fn advance(&mut self, now: Timestamp) -> Timestamp {
+        self.now = self.now.max(now);
+        let waiting = !self.lane.queue().is_empty();
+        self.ledger.advance(waiting, self.now);
+        self.lane.throttle_mut().advance(waiting, self.now);
+        self.apply();
+        self.now
+    }
+
+    /// What the throttle has learnt reaches the ledger.
+    fn apply(&mut self) {
+        self.ledger
+            .set_effective(self.lane.throttle().effective(), self.now);
+    }
+
+    /// May this request go? It waits no longer than `waiter.deadline`.
+    pub fn ask(&mut self, waiter: Waiter, now: Timestamp) -> Verdict {
+        let now = self.advance(now);
+        if self.mode != Mode::Enforce {
+            return self.pass(waiter, now);
+        }
+        if self.lane.is_clear()
+            && let Ok(slot) = self.ledger.take(waiter.call, now)
+        {
+            return Verdict::Admit { slot, shadow: None };
+        }
+        let earliest = self.earliest(&waiter, now);
+        match self.lane.join(waiter, earliest, now) {
+            Ok((waiter, evicted)) => {
+                let capacity = self.lane.queue().capacity();
+                let full = |victim| {
+                    (
+                        victim,
+                        Shed::QueueFull {
+                            capacity,
+                            retry_after: earliest.since(now),
+                        },
+                    )
+                };
+                Verdict::Wait {
+                    waiter,
+                    evicted: evicted.map(full),
+                }
+            }
+            Err(shed) => Verdict::Shed(self.with_hold(shed)),
+        }
+    }
+
+    /// Lets a request pass whatever the limits say; they are counted all the same.
+    fn pass(&mut self, waiter: Waiter, now: Timestamp) -> Verdict {
+        let earliest = self.earliest(&waiter, now);
+        let shadow =
+            (self.mode == Mode::Shadow && earliest > waiter.deadline).then(|| Shed::OutOfReach {
+                retry_after: earliest.since(now),
+            });
+        Verdict::Admit {
+            slot: self.ledger.force(waiter.call, now),
+            shadow,
+        }
+    }
+
+    /// A lower bound of when a newcomer can go, the pause aside.
+    fn earliest(&self, waiter: &Waiter, now: Timestamp) -> Timestamp {
+        let nth = self
+            .lane
+            .queue()
+            .ahead(waiter.flow, waiter.call)
+            .saturating_add(1);
+        self.ledger.nth_admission(nth, now)
+    }
+
+    /// While permits bind, coming back before the median exchange is over is in vain.
+    fn with_hold(&self, shed: Shed) -> Shed {
+        if self.ledger.in_use() < self.ledger.effective().concurrency {
+            return shed;
+        }
+        let retry_after = shed.retry_after().max(self.lane.estimates().median_hold());
+        match shed {
+            Shed::QueueFull { capacity, .. } => Shed::QueueFull {
+                capacity,
+                retry_after,
+            },
+            Shed::OutOfReach { .. } => Shed::OutOfReach { retry_after },
+            Shed::Paused { .. } => Shed::Paused { retry_after },
+            Shed::WaitExpired { .. } => Shed::WaitExpired { retry_after },
+        }
+    }
+
+    /// An admitted request comes back for another try, at the front of its flow. `arrival` is its
+    /// number from when it first waited, zero if it never did.
+    pub fn rejoin(&mut self, waiter: Waiter, arrival: u64, now: Timestamp) -> Verdict {
+        let now = self.advance(now);
+        let reopens = self
+            .lane
+            .throttle()
+            .earliest(now)
+            .max(self.ledger.nth_admission(1, now));
+        if self.mode == Mode::Enforce && reopens > waiter.deadline {
+            return Verdict::Shed(Shed::Paused {
+                retry_after: reopens.since(now),
+            });
+        }
+        Verdict::Wait {
+            waiter: self.lane.rejoin(waiter, arrival),
+            evicted: None,
+        }
+    }
+
+    /// A waiter's caller is gone.
+    pub fn leave(&mut self, waiter: WaiterId, now: Timestamp) {
+        self.advance(now);
+        self.lane.leave(waiter);
+    }
+
+    /// No more of the request will be written; its last byte went out at `last_byte`.
+    pub fn sent(&mut self, slot: &mut Slot, last_byte: Timestamp, now: Timestamp) {
+        let now = self.advance(now);
+        self.ledger.sent(slot, last_byte.min(now));
+    }
+
+    /// The head of the final response came, and it was no 429.
+    pub fn answered(&mut self, slot: &mut Slot, now: Timestamp) {
+        let now = self.advance(now);
+        self.ledger.arrived(slot, now);
+        if let Some(probe) = slot.probe.take() {
+            self.lane.throttle_mut().probe_settled(probe);
+        }
+    }
+
+    /// The upstream answered 429.
+    pub fn throttled(
+        &mut self,
+        slot: &mut Slot,
+        retry_after: Option<Duration>,
+        now: Timestamp,
+    ) -> Cause {
+        let now = self.advance(now);
+        self.ledger.arrived(slot, now);
+        self.ledger.refused(slot, now);
+        let refusal = Refusal {
+            dispatched: slot.taken(),
+            probe: slot.probe.take().is_some(),
+            retry_after,
+            accepted: self.ledger.accepted(),
+            used: self.ledger.window_used(),
+            in_use: self.ledger.in_use(),
+        };
+        let cause = self.lane.throttle_mut().refused(refusal, now);
+        self.apply();
+        cause
+    }
+
+    /// Nothing of the request was written: everything it took is free at once.
+    pub fn unsent(&mut self, mut slot: Slot, now: Timestamp) {
+        self.advance(now);
+        if let Some(probe) = slot.probe.take() {
+            self.lane.throttle_mut().probe_unsent(probe);
+        }
+        self.ledger.unsent(slot);
+    }
+
+    /// The exchange is over; its permit is free once the upstream has counted down too.
+    pub fn give_back(&mut self, mut slot: Slot, end: End, now: Timestamp) {
+        let now = self.advance(now);
+        if let Some(probe) = slot.probe.take() {
+            self.lane.throttle_mut().probe_settled(probe);
+        }
+        let hold = self.ledger.give_back(slot, end, now);
+        self.lane.estimates_mut().held(hold);
+    }
+
+    /// Another quota, capacity or mode. History, waiters and what was learnt stay.
+    pub fn retune(&mut self, quota: Quota, capacity: usize, mode: Mode, now: Timestamp) {
+        let now = self.advance(now);
+        self.mode = mode;
+        self.lane.retune(quota, capacity);
+        self.ledger
+            .retune(quota, self.lane.throttle().effective(), now);
+    }
+
+    /// Settles every waiter whose turn or deadline has come, and says when to be called again
+    /// though nothing happens. `None`: not before an event.
+    pub fn poll(&mut self, now: Timestamp, mut settled: impl FnMut(Settled)) -> Option<Timestamp> {
+        let before = self.now;
+        let now = self.advance(now);
+        self.expire(
+            Timestamp::from_nanos(now.as_nanos().saturating_sub(1)),
+            now,
+            &mut settled,
+        );
+        let (due, wake) = self.grant(before, now, &mut settled);
+        self.expire(now, now, &mut settled);
+        self.due = due.filter(|_| !self.lane.queue().is_empty());
+        let deadline = self.lane.first_deadline().map(|(deadline, _)| deadline);
+        let wake = wake.filter(|_| !self.lane.queue().is_empty());
+        [wake, deadline].into_iter().flatten().min()
+    }
+
+    /// Sheds whoever's deadline is at or before `until`.
+    fn expire(&mut self, until: Timestamp, now: Timestamp, settled: &mut impl FnMut(Settled)) {
+        while let Some((deadline, waiter)) = self.lane.first_deadline() {
+            if deadline > until {
+                return;
+            }
+            let flow = self.lane.queue().get(waiter).map(|waiter| waiter.flow);
+            self.lane.leave(waiter);
+            let earliest = self.ledger.nth_admission(1, now);
+            let retry_after = flow
+                .map(|flow| self.lane.estimate(flow, earliest, now))
+                .unwrap_or_default();
+            let shed = self.with_hold(Shed::WaitExpired { retry_after });
+            settled(Settled::Shed(waiter, shed));
+        }
+    }
+
+    /// Admits while anything may go. Returns when the next one could, once as what time alone
+    /// decides and once as when to look again.
+    fn grant(
+        &mut self,
+        before: Timestamp,
+        now: Timestamp,
+        settled: &mut impl FnMut(Settled),
+    ) -> (Option<Timestamp>, Option<Timestamp>) {
+        let mut eligible = Eligible::All;
+        let mut held_until = None;
+        loop {
+            let until = match self.lane.next(eligible, now) {
+                Next::Idle => None,
+                Next::Wait(until) => until,
+                Next::Ask { waiter, call } => match self.take(call, now) {
+                    Ok(mut slot) => {
+                        if let Some(due) = self.due.take() {
+                            self.idle += now.since(due.max(before));
+                        }
+                        slot.probe = self.lane.granted(waiter, now);
+                        settled(Settled::Admitted(waiter, slot));
+                        continue;
+                    }
+                    Err(Denied {
+                        by: Limit::HoldShare,
+                        until,
+                    }) => {
+                        held_until = until;
+                        eligible = Eligible::ShortOnly;
+                        continue;
+                    }
+                    Err(Denied { until, .. }) => until,
+                },
+            };
+            return (until, [until, held_until].into_iter().flatten().min());
+        }
+    }
+
+    /// Waiters of a lane that no longer enforces go at once.
+    fn take(&mut self, call: Call, now: Timestamp) -> Result<Slot, Denied> {
+        match self.mode {
+            Mode::Enforce => self.ledger.take(call, now),
+            Mode::Shadow | Mode::Disabled => Ok(self.ledger.force(call, now)),
+        }
+    }
+
+    /// Nobody waits, nothing is out, the window has emptied and nothing was learnt: the lane could
+    /// be forgotten and made anew without anybody noticing.
+    pub fn is_idle(&mut self, now: Timestamp) -> bool {
+        self.advance(now);
+        self.lane.queue().is_empty() && self.ledger.is_idle() && self.lane.throttle().is_at_rest()
+    }
+
+    /// Nothing is out and nothing is left in the window.
+    pub fn is_spent_free(&mut self, now: Timestamp) -> bool {
+        self.advance(now);
+        self.ledger.is_idle() && self.lane.queue().is_empty()
+    }
+
+    pub fn snapshot(&mut self, now: Timestamp) -> Snapshot {
+        let now = self.advance(now);
+        let paused = match self.lane.throttle().gate() {
+            Gate::Paused(until) => until.since(now),
+            Gate::Open | Gate::Probe | Gate::Probing(_) => Duration::ZERO,
+        };
+        Snapshot {
+            quota: *self.ledger.quota(),
+            effective: self.ledger.effective(),
+            mode: self.mode,
+            window_used: self.ledger.window_used(),
+            next_free: self.ledger.nth_admission(1, now).since(now),
+            permits_in_use: self.ledger.in_use(),
+            waiting: self.lane.queue().len(),
+            paused,
+            idle: self.idle,
+        }
+    }
+
+    /// Waiters of each flow, in no order.
+    pub fn flows(&self) -> impl Iterator<Item = (FlowId, u32)> {
+        self.lane.queue().flows()
+    }
+}
