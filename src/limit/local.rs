@@ -95,7 +95,13 @@ impl LocalLane {
     fn advance(&mut self, now: Timestamp) -> Timestamp {
         self.now = self.now.max(now);
         let waiting = !self.lane.queue().is_empty();
-        self.ledger.advance(waiting, self.now);
+        // A pause is no wait for tokens: its end may spend what accrued, within the burst that the
+        // ladder has already cut to what the upstream bears.
+        let paused = matches!(
+            self.lane.throttle().gate(),
+            Gate::Paused(_) | Gate::Probing(_)
+        );
+        self.ledger.advance(waiting && !paused, self.now);
         self.lane.throttle_mut().advance(waiting, self.now);
         self.apply();
         self.now
@@ -216,9 +222,11 @@ impl LocalLane {
     pub fn answered(&mut self, slot: &mut Slot, now: Timestamp) {
         let now = self.advance(now);
         self.ledger.arrived(slot, now);
+        self.lane.throttle_mut().answered(slot.taken());
         if let Some(probe) = slot.probe.take() {
             self.lane.throttle_mut().probe_settled(probe);
         }
+        self.apply();
     }
 
     /// The upstream answered 429.

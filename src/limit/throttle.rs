@@ -79,6 +79,9 @@ pub struct Throttle {
     probe_missed: Option<Timestamp>,
     /// 429s of requests dispatched before this belong to the episode already answered.
     reacted: Option<Timestamp>,
+    /// Arrivals accepted in the W before that reaction, if it shrank the limit: answers still
+    /// under way then are added as they come.
+    accepted: Option<u32>,
     pause: Duration,
     /// The window that is watched for 429s.
     window_start: Timestamp,
@@ -103,6 +106,7 @@ impl Throttle {
             probes: 0,
             probe_missed: None,
             reacted: None,
+            accepted: None,
             pause: Duration::ZERO,
             window_start: now,
             waited: false,
@@ -204,6 +208,7 @@ impl Throttle {
         let cause = self.cause(&refusal);
         if !same_episode && !refusal.probe {
             self.reacted = Some(now);
+            self.accepted = None;
             match cause {
                 Cause::Concurrency => self.shrink_concurrency(&refusal),
                 Cause::Rate | Cause::Outside => self.shrink_rate(&refusal),
@@ -253,8 +258,24 @@ impl Throttle {
             }
             return;
         }
-        let learnt = percent(refusal.accepted, 97).min(self.effective.requests);
-        self.effective.requests = learnt.max(self.base.requests / 10).max(1);
+        self.accepted = Some(refusal.accepted);
+        self.learn_limit(refusal.accepted.min(self.effective.requests));
+    }
+
+    fn learn_limit(&mut self, accepted: u32) {
+        self.effective.requests = percent(accepted, 97).max(self.base.requests / 10).max(1);
+    }
+
+    /// The upstream accepted a request. One that was under way at the last reaction counts for
+    /// what was accepted before it.
+    pub fn answered(&mut self, dispatched: Timestamp) {
+        let under_way = self.reacted.is_some_and(|reacted| dispatched <= reacted);
+        if let (true, Gate::Paused(_), Some(accepted)) = (under_way, self.gate, &mut self.accepted)
+        {
+            *accepted += 1;
+            let accepted = (*accepted).min(self.base.requests);
+            self.learn_limit(accepted);
+        }
     }
 
     fn pause(&mut self, refusal: &Refusal, same_episode: bool, now: Timestamp) {
