@@ -2,3 +2,4 @@
 
 pub mod operation;
 pub mod limit;
+pub mod config;
