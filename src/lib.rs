@@ -2,4 +2,5 @@
 
 pub mod operation;
 pub mod limit;
+pub mod config;
 pub mod emulator;

@@ -1,0 +1,481 @@
+//! What is allowed: the configuration, every value of it valid, every fault in it told at once.
+//!
+//! Read in this order: the file's text becomes a plain tree (`raw`), the tree is checked key by
+//! key (`read`, `schema`) and written over the preset (`bridge`, `groups`), and what comes out is
+//! a [`Config`]. What was wrong comes out as [`Faults`].
+//!
+//! No clock, no threads; the only I/O is reading the file ([`Config::load`]) and, later and
+//! elsewhere, a secret ([`secret::SecretSource::resolve`]). A reload is another module's business.
+
+pub mod process;
+pub mod policy;
+pub mod secret;
+pub mod overrides;
+pub mod faults;
+pub mod check;
+pub mod units;
+mod bridge;
+mod groups;
+mod raw;
+mod read;
+mod schema;
+mod span;
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use bridge::Places;
+use faults::{Fault, Faults, Place};
+use policy::{EndpointRule, GroupTable, GroupVerdict};
+use process::{Buffers, Limits, Log, Timeouts, Upstream};
+
+use crate::operation::Group;
+
+/// The largest configuration file, in bytes.
+const LARGEST_FILE: u64 = 1 << 20;
+/// The preset's text.
+const PRESET: &str = include_str!("../../config/runpod.yaml");
+
+/// The configuration as it is meant: complete, and only valid values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where clients call. Port 0: the system picks one.
+    pub listen: SocketAddr,
+    /// Where operators call.
+    pub admin: SocketAddr,
+    /// Threads; `None`: as many as there are cores.
+    pub workers: Option<NonZeroUsize>,
+    pub upstream: Upstream,
+    /// Towards clients.
+    pub timeouts: Timeouts,
+    pub buffers: Buffers,
+    pub limits: Limits,
+    pub log: Log,
+    /// For endpoints no rule matches.
+    pub groups: GroupTable,
+    /// The first whose pattern matches is the one.
+    pub endpoints: Vec<EndpointRule>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("the configuration `{}` cannot be read: {why}", path.display())]
+    Unreadable { path: PathBuf, why: String },
+    #[error("{0}")]
+    Faults(Faults),
+}
+
+impl Config {
+    /// What holds when nothing is configured: Runpod's limits and podgate's defaults.
+    pub fn preset() -> Config {
+        let mut config = Config {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+            workers: None,
+            upstream: Upstream::default(),
+            timeouts: Timeouts::default(),
+            buffers: Buffers::default(),
+            limits: Limits::default(),
+            log: Log::default(),
+            groups: GroupTable::blank(),
+            endpoints: Vec::new(),
+        };
+        let mut faults = Vec::new();
+        if let Ok(tree) = raw::parse(PRESET) {
+            for (key, at) in read::At::root(&tree).named(&mut faults) {
+                if key == "groups" {
+                    groups::table(&mut config.groups, &at, groups::Layer::Preset, &mut faults);
+                }
+            }
+        }
+        // The preset is part of the program, and a test proves that it has no fault and sets
+        // every number: there is nothing to handle here.
+        debug_assert!(faults.is_empty(), "{faults:?}");
+        config.spread_margin();
+        config
+    }
+
+    /// Reads a file's `text` over the preset. `file_name` is what messages call it; relative
+    /// paths in it count from its folder.
+    pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
+        let reading = Reading::new(file_name, text);
+        let faults = reading.faults(Vec::new());
+        match faults.refuse() {
+            true => Err(faults),
+            false => Ok(reading.config),
+        }
+    }
+
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Config, LoadError> {
+        let text = read_file(path)?;
+        Config::parse(&path.to_string_lossy(), &text).map_err(LoadError::Faults)
+    }
+
+    /// What `group` is allowed at `endpoint`. Allocates nothing; looks at each rule once.
+    pub fn group(&self, endpoint: &str, group: Group) -> GroupVerdict<'_> {
+        let rule = self
+            .endpoints
+            .iter()
+            .find(|rule| rule.pattern.matches(endpoint));
+        rule.map_or(&self.groups, |rule| &rule.groups).get(group)
+    }
+
+    /// The margin is set once and holds for every quota.
+    fn spread_margin(&mut self) {
+        let margin = self.upstream.margin;
+        let tables = self.endpoints.iter_mut().map(|rule| &mut rule.groups);
+        for table in tables.chain([&mut self.groups]) {
+            for policy in &mut table.policies {
+                policy.quota.margin = margin;
+            }
+        }
+    }
+
+    /// What no single setting shows.
+    fn check_across(&self, places: &Places, faults: &mut Vec<Fault>) {
+        if collide(self.listen, self.admin) {
+            let what = format!("`{}` is taken by `listen` already", self.admin);
+            let (at, path, other) = match &places.admin {
+                Place::Nowhere => (&places.listen, "listen", &places.admin),
+                admin => (admin, "admin", &places.listen),
+            };
+            let what = match path {
+                "admin" => what,
+                _ => format!("`{}` is taken by `admin` already", self.listen),
+            };
+            let fault = Fault::new(at.clone(), path, what).label("the same port");
+            faults.push(match other {
+                Place::Nowhere => fault,
+                other => fault.also(other.clone(), "and here"),
+            });
+        }
+        let upstream = &self.upstream;
+        let loopback = self.listen.ip().to_canonical().is_loopback();
+        if upstream.api_key.is_some() && !loopback && !upstream.allow_remote_injection {
+            let what = format!(
+                "a key is injected into every request, and `{}` can be reached from other hosts",
+                self.listen
+            );
+            let fault = match &places.listen {
+                Place::Nowhere => Fault::new(places.api_key.clone(), "upstream.api_key", what),
+                listen => Fault::new(listen.clone(), "listen", what)
+                    .also(places.api_key.clone(), "injected here"),
+            };
+            let help = "listen on `127.0.0.1`, or say `upstream.allow_remote_injection: true`";
+            faults.push(
+                fault
+                    .label("anybody who reaches it spends the account")
+                    .help(help),
+            );
+        }
+        if self.buffers.per_request > self.buffers.total {
+            let what = "one request may not hold more than all together";
+            let place = places.per_request.clone();
+            faults.push(Fault::new(place, "buffers.per_request", what));
+        }
+        if self.timeouts.body_idle > self.timeouts.body_total {
+            let what = "a pause in a body may not be longer than the whole body";
+            let place = places.body_idle.clone();
+            faults.push(Fault::new(place, "timeouts.body_idle", what));
+        }
+    }
+}
+
+/// Whether the second of two sockets could not be bound.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let all = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || all)
+}
+
+fn read_file(path: &Path) -> Result<String, LoadError> {
+    let error = |why: String| LoadError::Unreadable {
+        path: path.to_owned(),
+        why,
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|e| error(e.to_string()))?;
+    let mut file = file.take(LARGEST_FILE + 1);
+    file.read_to_end(&mut bytes)
+        .map_err(|e| error(e.to_string()))?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        let most = units::show_size(LARGEST_FILE);
+        return Err(error(format!("it is larger than {most}")));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter();
+        let line = line.filter(|b| **b == b'\n').count() + 1;
+        error(format!("line {line} is not UTF-8"))
+    })
+}
+
+/// One reading of one file: what came of it, and what is wrong with it.
+struct Reading<'a> {
+    file: &'a str,
+    text: &'a str,
+    tree: Option<raw::Value>,
+    /// Valid whatever was read: what is wrong kept the preset's value.
+    config: Config,
+    places: Places,
+    found: Vec<Fault>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(file: &'a str, text: &'a str) -> Self {
+        // A mark some editors put in front of a text; it is no part of it.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut reading = Self {
+            file,
+            text,
+            tree: None,
+            config: Config::preset(),
+            places: Places::nowhere(),
+            found: Vec::new(),
+        };
+        match raw::parse(text) {
+            Ok(tree) => {
+                let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+                let root = read::At::root(&tree);
+                let (config, found) = (&mut reading.config, &mut reading.found);
+                reading.places = bridge::write_over(config, &root, folder, found);
+                reading
+                    .config
+                    .check_across(&reading.places, &mut reading.found);
+                reading.tree = Some(tree);
+            }
+            Err(malformed) => {
+                let place = malformed.at.map_or(Place::Nowhere, Place::Offset);
+                let fault = Fault::new(place, "", "this is not YAML");
+                reading.found.push(fault.label(malformed.why));
+            }
+        }
+        reading
+    }
+
+    /// All that was found, and `more`, with positions.
+    fn faults(&self, more: Vec<Fault>) -> Faults {
+        let all = self.found.iter().cloned().chain(more).collect();
+        Faults::new(self.file, self.text, self.tree.as_ref(), all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    use super::policy::{GroupPolicy, Knob, Source};
+    use super::*;
+    use crate::limit::quota::{Burst, Mode, Quota, Rate};
+    use crate::operation::Operation;
+
+    fn policy<'a>(config: &'a Config, endpoint: &str, group: Group) -> &'a GroupPolicy {
+        match config.group(endpoint, group) {
+            GroupVerdict::Policy(policy) => policy,
+            GroupVerdict::Reject => panic!("{} is rejected", group.name()),
+        }
+    }
+
+    fn parse(text: &str) -> Config {
+        Config::parse("test.yaml", text).unwrap_or_else(|faults| panic!("{faults}"))
+    }
+
+    fn per_10s(requests: u32) -> Option<Rate> {
+        Rate::new(requests, Duration::from_secs(10))
+    }
+
+    #[test]
+    fn the_preset_has_no_fault_and_names_every_number() {
+        let tree = raw::parse(PRESET).expect("YAML");
+        let mut faults = Vec::new();
+        let mut table = GroupTable::blank();
+        let root = read::At::root(&tree).named(&mut faults);
+        let [(key, groups)] = root.as_slice() else {
+            panic!("one key")
+        };
+        assert_eq!(*key, "groups");
+        groups::table(&mut table, groups, groups::Layer::Preset, &mut faults);
+        assert_eq!(faults, []);
+
+        for (name, group) in groups.named(&mut faults) {
+            let mut given: Vec<_> = group.named(&mut faults).iter().map(|(k, _)| *k).collect();
+            given.retain(|key| *key != "sources");
+            let everywhere = |key: &&str| {
+                let held = ["held_response_timeout", "hold_share"].contains(key);
+                name == "status" || !held
+            };
+            let mut keys: Vec<_> = schema::GROUP.keys.to_vec();
+            keys.retain(everywhere);
+            given.sort_unstable();
+            keys.sort_unstable();
+            assert_eq!(given, keys, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_preset_is_the_documented_table() {
+        use Source::{Docs, Podgate, Seed};
+        let config = Config::preset();
+        let (mib, kib) = (1 << 20, 1 << 10);
+        for (group, rate, permits, body, wait, queue, sources) in [
+            (Group::Run, 1000, 200, 10 * mib, 8, 2000, [Seed, Seed, Seed]),
+            (
+                Group::RunSync,
+                2000,
+                400,
+                20 * mib,
+                8,
+                2000,
+                [Seed, Seed, Seed],
+            ),
+            (
+                Group::Status,
+                2000,
+                400,
+                64 * kib,
+                8,
+                2000,
+                [Seed, Seed, Podgate],
+            ),
+            (
+                Group::Cancel,
+                100,
+                20,
+                64 * kib,
+                2,
+                200,
+                [Seed, Seed, Podgate],
+            ),
+            (Group::Retry, 100, 20, 64 * kib, 2, 200, [Podgate; 3]),
+            (
+                Group::PurgeQueue,
+                2,
+                0,
+                64 * kib,
+                2,
+                200,
+                [Seed, Podgate, Podgate],
+            ),
+            (Group::Health, 0, 20, 64 * kib, 2, 200, [Podgate; 3]),
+            (
+                Group::Requests,
+                10,
+                2,
+                64 * kib,
+                2,
+                200,
+                [Seed, Seed, Podgate],
+            ),
+            (
+                Group::OpenAi,
+                2000,
+                400,
+                20 * mib,
+                8,
+                2000,
+                [Docs, Docs, Podgate],
+            ),
+            (Group::Other, 100, 20, 20 * mib, 2, 200, [Podgate; 3]),
+        ] {
+            let policy = policy(&config, "any", group);
+            let name = group.name();
+            let quota = Quota {
+                hold_share: if group == Group::Status { 90 } else { 100 },
+                ..Quota::new(per_10s(rate), NonZeroU32::new(permits))
+            };
+            assert_eq!(policy.quota, quota, "{name}");
+            assert_eq!(policy.max_body, body, "{name}");
+            assert_eq!(policy.max_wait, Duration::from_secs(wait), "{name}");
+            assert_eq!(policy.queue, queue, "{name}");
+            assert_eq!(policy.mode, Mode::Enforce, "{name}");
+            let said = [Knob::Rate, Knob::Concurrency, Knob::MaxBody].map(|k| policy.sources.of(k));
+            assert_eq!(said, sources, "{name}");
+        }
+        for operation in Operation::ALL {
+            let long = operation.held() || operation == Operation::OpenAi;
+            let timeout = policy(&config, "any", operation.group()).response_timeout(operation);
+            let expected = Duration::from_secs(if long { 330 } else { 30 });
+            assert_eq!(timeout, expected, "{}", operation.name());
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_the_preset() {
+        assert_eq!(parse(""), Config::preset());
+        assert_eq!(
+            parse("# nothing\ngroups:\nendpoints: {}\n"),
+            Config::preset()
+        );
+    }
+
+    #[test]
+    fn a_layer_changes_only_the_keys_it_names() {
+        let config = parse(
+            "upstream: { margin: 100ms }\n\
+             groups: { run: { rate: { requests: 500 }, max_wait: 3s } }\n\
+             endpoints:\n  abc*: { groups: { run: { rate: { burst: 50 }, concurrency: none } } }\n",
+        );
+        let file = policy(&config, "other", Group::Run);
+        assert_eq!(file.quota.rate, per_10s(500));
+        assert_eq!(file.quota.burst, Burst::Auto);
+        assert_eq!(file.quota.concurrency, NonZeroU32::new(200));
+        assert_eq!(file.quota.margin, Duration::from_millis(100));
+        assert_eq!(file.max_wait, Duration::from_secs(3));
+        let of = |policy: &GroupPolicy, knob| policy.sources.of(knob);
+        assert_eq!(of(file, Knob::Rate), Source::File);
+        assert_eq!(of(file, Knob::Concurrency), Source::Seed);
+
+        let rule = policy(&config, "abc-1", Group::Run);
+        assert_eq!(rule.quota.rate, per_10s(500));
+        assert_eq!(
+            rule.quota.burst,
+            NonZeroU32::new(50).map_or(Burst::Auto, Burst::Fixed)
+        );
+        assert_eq!(rule.quota.concurrency, None);
+        assert_eq!(rule.quota.margin, Duration::from_millis(100));
+        assert_eq!(rule.max_wait, Duration::from_secs(3));
+        assert_eq!(of(rule, Knob::Burst), Source::File);
+
+        let untouched = policy(&config, "abc-1", Group::Status);
+        assert_eq!(of(untouched, Knob::Rate), Source::Seed);
+    }
+
+    #[test]
+    fn the_first_matching_rule_is_the_one() {
+        let config = parse(
+            "endpoints:\n  \
+             abc: { groups: { run: { queue: 1 } } }\n  \
+             ab*: { groups: { run: { queue: 2 } } }\n  \
+             '*': { groups: { run: { queue: 3 } } }\n",
+        );
+        let queue = |endpoint| policy(&config, endpoint, Group::Run).queue;
+        assert_eq!((queue("abc"), queue("abd"), queue("x")), (1, 2, 3));
+    }
+
+    #[test]
+    fn a_rejected_group_can_be_allowed_again() {
+        let config = parse(
+            "groups: { other: reject }\nendpoints: { a: { groups: { other: { queue: 7 } } } }\n",
+        );
+        assert_eq!(config.group("b", Group::Other), GroupVerdict::Reject);
+        let policy = policy(&config, "a", Group::Other);
+        assert_eq!((policy.queue, policy.max_wait), (7, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn held_calls_have_their_own_timeout_only_in_the_status_group() {
+        let config = parse(
+            "groups: { runsync: { response_timeout: 60s }, status: { response_timeout: 9s } }",
+        );
+        let timeout = |operation: Operation| {
+            policy(&config, "a", operation.group()).response_timeout(operation)
+        };
+        assert_eq!(timeout(Operation::RunSync), Duration::from_secs(60));
+        assert_eq!(timeout(Operation::Status), Duration::from_secs(9));
+        assert_eq!(timeout(Operation::Stream), Duration::from_secs(330));
+    }
+}
