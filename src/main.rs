@@ -1,16 +1,140 @@
+//! The one binary: wires everything, owns the exit codes.
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
+use podgate::config::overrides::{Given, Overrides};
+use podgate::config::{Config, check};
 use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::{demo, serve};
+use tokio::signal::unix::{SignalKind, signal};
 
+/// Bad usage or configuration.
+const BAD_USAGE: u8 = 2;
+
+/// Keeps a team's traffic inside the Runpod Serverless API's limits, and uses them fully.
 #[derive(Parser)]
-#[command(name = "podgate")]
+#[command(name = "podgate", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
 enum Command {
+    /// Serve as the gateway.
+    Serve(ServeArgs),
+    /// Check a configuration file and print the limits it comes to.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Serve an emulated Runpod API.
     Emulate(EmulateArgs),
+    /// Show the gateway at work before an emulated API: no account, no configuration.
+    Demo(demo::DemoArgs),
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// The configuration; without one, Runpod's documented limits.
+    #[arg(long, env = "PODGATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where clients come in.
+    #[arg(long, env = "PODGATE_LISTEN", value_name = "ADDR")]
+    listen: Option<String>,
+    /// Where metrics and health are.
+    #[arg(long, env = "PODGATE_ADMIN", value_name = "ADDR")]
+    admin: Option<String>,
+    /// The API to stand in front of.
+    #[arg(long, env = "PODGATE_UPSTREAM", value_name = "URL")]
+    upstream: Option<String>,
+    /// Worker threads; one a core unless set.
+    #[arg(long, value_name = "N")]
+    workers: Option<String>,
 }
 
 fn main() -> ExitCode {
-    match Command::parse() {
+    match Cli::parse().command {
+        Command::Serve(args) => run_serve(args),
+        Command::Check { file } => check::check(&file, &mut std::io::stdout().lock()),
         Command::Emulate(args) => cli::main(&args),
+        Command::Demo(args) => demo::main(&args),
     }
+}
+
+impl ServeArgs {
+    fn config(self) -> Result<Config, String> {
+        let config = match &self.config {
+            Some(file) => Config::load(file).map_err(|error| error.to_string())?,
+            None => Config::preset(),
+        };
+        let given = |name: &str, text: Option<String>| text.map(|text| Given::new(name, text));
+        let overrides = Overrides {
+            listen: given("--listen", self.listen),
+            admin: given("--admin", self.admin),
+            upstream: given("--upstream", self.upstream),
+            workers: given("--workers", self.workers),
+        };
+        config.with(&overrides).map_err(|faults| faults.to_string())
+    }
+}
+
+fn run_serve(args: ServeArgs) -> ExitCode {
+    let config = match args.config() {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::INFO)
+        .with_target(false)
+        .init();
+    let running = match serve::start(config) {
+        Ok(running) => running,
+        Err(error) => {
+            eprintln!("podgate: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    eprintln!(
+        "podgate ready on http://{}, admin on http://{}, upstream {}",
+        running.listen, running.admin, running.shared.config.upstream.target
+    );
+    match wait_for_the_end() {
+        Ok(()) => {
+            tracing::info!("draining; a second signal stops at once");
+            running.drain();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("podgate: signals cannot be received: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns at the first SIGTERM or SIGINT; a second one ends the process.
+fn wait_for_the_end() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut term, mut int) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    let mut either = async move || {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    runtime.block_on(either());
+    std::thread::spawn(move || {
+        runtime.block_on(either());
+        std::process::exit(1);
+    });
+    Ok(())
 }

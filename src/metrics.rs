@@ -99,7 +99,10 @@ impl Metrics {
             permits_in_use: gauges("podgate_permits_in_use", "Exchanges at the upstream now.")?,
             permits_limit: gauges("podgate_permits_limit", "The most of them at once.")?,
             window_used: gauges("podgate_window_used", "Requests counted in the window now.")?,
-            window_limit: gauges("podgate_window_limit", "The most of them a window may hold.")?,
+            window_limit: gauges(
+                "podgate_window_limit",
+                "The most of them a window may hold.",
+            )?,
             window_effective: gauges(
                 "podgate_window_effective_limit",
                 "That limit as the upstream's refusals have taught it.",
@@ -112,7 +115,9 @@ impl Metrics {
             other: OnceLock::new(),
             registry,
         };
-        Ok(Self { families: Arc::new(families) })
+        Ok(Self {
+            families: Arc::new(families),
+        })
     }
 
     /// The handles of one endpoint, its own or those of `other`.
@@ -166,7 +171,12 @@ impl EndpointMetrics {
     fn new(metrics: Metrics, label: Box<str>) -> Self {
         let requests = std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new()));
         let responses = std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new()));
-        Self { metrics, label, requests, responses }
+        Self {
+            metrics,
+            label,
+            requests,
+            responses,
+        }
     }
 
     /// A request has ended.
@@ -174,7 +184,9 @@ impl EndpointMetrics {
         let labels = [operation.name(), &*self.label, outcome.name()];
         let family = &self.metrics.families.requests;
         let handle = &self.requests[operation as usize][outcome as usize];
-        handle.get_or_init(|| family.with_label_values(&labels)).inc();
+        handle
+            .get_or_init(|| family.with_label_values(&labels))
+            .inc();
     }
 
     /// The upstream has answered with this status.
@@ -184,7 +196,9 @@ impl EndpointMetrics {
         let labels = [operation.name(), &*self.label, name];
         let family = &self.metrics.families.responses;
         let handle = &self.responses[operation as usize][class - 1];
-        handle.get_or_init(|| family.with_label_values(&labels)).inc();
+        handle
+            .get_or_init(|| family.with_label_values(&labels))
+            .inc();
     }
 
     /// The upstream has answered 429.
@@ -195,13 +209,21 @@ impl EndpointMetrics {
             Cause::Outside => "outside",
         };
         let labels = [group.name(), &*self.label, cause];
-        self.metrics.families.throttled.with_label_values(&labels).inc();
+        self.metrics
+            .families
+            .throttled
+            .with_label_values(&labels)
+            .inc();
     }
 
     /// A lane in shadow mode let a request pass that it would have shed.
     pub fn shadowed(&self, group: Group, outcome: Outcome) {
         let labels = [group.name(), &*self.label, outcome.name()];
-        self.metrics.families.shadow.with_label_values(&labels).inc();
+        self.metrics
+            .families
+            .shadow
+            .with_label_values(&labels)
+            .inc();
     }
 }
 
@@ -222,7 +244,13 @@ pub struct LaneTotals {
 impl LaneTotals {
     /// Adds one lane. A limit there is none of counts as nothing.
     pub fn add(&mut self, lane: &Snapshot) {
-        let limit = |limit: u32| if limit == u32::MAX { 0 } else { i64::from(limit) };
+        let limit = |limit: u32| {
+            if limit == u32::MAX {
+                0
+            } else {
+                i64::from(limit)
+            }
+        };
         self.queue_depth += i64::try_from(lane.waiting).unwrap_or(i64::MAX);
         self.permits_in_use += i64::from(lane.permits_in_use);
         self.permits_limit += limit(lane.effective.concurrency);
@@ -270,7 +298,9 @@ mod tests {
             handles.ended(Operation::Run, Outcome::Forwarded);
         }
         let page = String::from_utf8(metrics.page().unwrap()).unwrap();
-        let series = page.lines().filter(|line| line.starts_with("podgate_requests_total{"));
+        let series = page
+            .lines()
+            .filter(|line| line.starts_with("podgate_requests_total{"));
         assert_eq!(series.count(), ENDPOINTS + 1);
         let rest = r#"{endpoint="other",operation="run",outcome="forwarded"} 950"#;
         assert!(page.contains(rest), "{page}");

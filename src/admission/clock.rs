@@ -16,12 +16,20 @@ pub struct Clock {
 
 impl Clock {
     /// A clock whose epoch is about now.
-    #[expect(clippy::disallowed_methods, reason = "the one owner of the admission floor's clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one owner of the admission floor's clock"
+    )]
     pub fn start() -> Self {
-        Self { epoch: Instant::now() }
+        Self {
+            epoch: Instant::now(),
+        }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the one owner of the admission floor's clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one owner of the admission floor's clock"
+    )]
     pub fn now(&self) -> Timestamp {
         self.at(Instant::now())
     }
@@ -36,6 +44,8 @@ impl Clock {
     pub fn instant(&self, timestamp: Timestamp) -> Instant {
         let since = timestamp.since(Timestamp::from_epoch(HEAD_START));
         // Past what an instant can hold is past every deadline.
-        self.epoch.checked_add(since).unwrap_or(self.epoch + Duration::from_secs(86_400 * 365))
+        self.epoch
+            .checked_add(since)
+            .unwrap_or(self.epoch + Duration::from_secs(86_400 * 365))
     }
 }

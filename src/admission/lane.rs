@@ -57,12 +57,14 @@ struct State {
 
 struct Waiting {
     asked: Timestamp,
-    told: oneshot::Sender<Result<Permit, Shed>>,
+    told: oneshot::Sender<Fate>,
 }
+
+type Fate = Result<Permit, Shed>;
 
 /// What is to be told once the lock is gone: telling may drop a permit, which takes the lock.
 #[derive(Default)]
-struct News(Vec<(oneshot::Sender<Result<Permit, Shed>>, Result<Permit, Shed>)>);
+struct News(Vec<(oneshot::Sender<Fate>, Fate)>);
 
 impl News {
     fn tell(self) {
@@ -80,8 +82,18 @@ impl LaneCell {
         metrics: Arc<EndpointMetrics>,
         clock: Clock,
     ) -> Self {
-        let state = State { lane, waiting: HashMap::new(), driver: None };
-        Self { group, metrics, clock, state: Mutex::new(state), earlier: Notify::new() }
+        let state = State {
+            lane,
+            waiting: HashMap::new(),
+            driver: None,
+        };
+        Self {
+            group,
+            metrics,
+            clock,
+            state: Mutex::new(state),
+            earlier: Notify::new(),
+        }
     }
 
     /// May this request go? Returns when it may, when it is shed, or never if dropped: then it has
@@ -100,7 +112,11 @@ impl LaneCell {
         let mut news = News::default();
         let mut state = self.state.lock();
         let now = self.clock.now();
-        let waiter = Waiter { flow: ask.flow, call: ask.call, deadline: now + ask.patience };
+        let waiter = Waiter {
+            flow: ask.flow,
+            call: ask.call,
+            deadline: now + ask.patience,
+        };
         let asked = match state.lane.ask(waiter, now) {
             Verdict::Admit { slot, shadow } => {
                 if let Some(shed) = shadow {
@@ -117,7 +133,12 @@ impl LaneCell {
                 }
                 let (told, news) = oneshot::channel();
                 state.waiting.insert(waiter, Waiting { asked: now, told });
-                Asked::Waits(Wait { lane: self.clone(), waiter, news, over: false })
+                Asked::Waits(Wait {
+                    lane: self.clone(),
+                    waiter,
+                    news,
+                    over: false,
+                })
             }
         };
         self.settle(&mut state, now, &mut news);
@@ -228,7 +249,10 @@ impl LaneCell {
         let mut state = self.state.lock();
         let now = self.clock.now();
         let snapshot = state.lane.snapshot(now);
-        LaneView { snapshot, flows: state.lane.flows().collect() }
+        LaneView {
+            snapshot,
+            flows: state.lane.flows().collect(),
+        }
     }
 
     /// The group whose limit this is.
@@ -242,7 +266,11 @@ impl LaneCell {
     }
 
     pub(super) fn core(policy: &GroupPolicy, spent: bool, seed: u64, now: Timestamp) -> LocalLane {
-        let make = if spent { LocalLane::spent } else { LocalLane::new };
+        let make = if spent {
+            LocalLane::spent
+        } else {
+            LocalLane::new
+        };
         make(policy.quota, policy.queue, policy.mode, seed, now)
     }
 }
@@ -268,7 +296,7 @@ async fn drive(lane: Arc<LaneCell>) {
 }
 
 enum Asked {
-    Answered(Result<Permit, Shed>),
+    Answered(Fate),
     Waits(Wait),
 }
 
@@ -276,12 +304,12 @@ enum Asked {
 struct Wait {
     lane: Arc<LaneCell>,
     waiter: WaiterId,
-    news: oneshot::Receiver<Result<Permit, Shed>>,
+    news: oneshot::Receiver<Fate>,
     over: bool,
 }
 
 impl Future for Wait {
-    type Output = Result<Permit, Shed>;
+    type Output = Fate;
 
     fn poll(
         mut self: std::pin::Pin<&mut Self>,
@@ -290,7 +318,9 @@ impl Future for Wait {
         let news = std::task::ready!(std::pin::Pin::new(&mut self.news).poll(cx));
         self.over = true;
         // The sender lives in the lane until it has told: it cannot be gone before.
-        let lost = Shed::WaitExpired { retry_after: Duration::from_secs(1) };
+        let lost = Shed::WaitExpired {
+            retry_after: Duration::from_secs(1),
+        };
         std::task::Poll::Ready(news.unwrap_or(Err(lost)))
     }
 }

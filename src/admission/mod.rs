@@ -61,12 +61,18 @@ type ByGroup = [Option<Arc<LaneCell>>; Group::ALL.len()];
 
 #[derive(Default)]
 struct Lanes {
-    by_endpoint: HashMap<(Account, Box<str>), ByGroup>,
+    by_account: HashMap<Account, HashMap<Box<str>, ByGroup>>,
     count: usize,
     /// What endpoints past the cap share.
     overflow: HashMap<(Account, Group), Arc<LaneCell>>,
     made: u64,
     swept: Option<Timestamp>,
+}
+
+impl Lanes {
+    fn find(&self, account: Account, endpoint: &str, group: Group) -> Option<Arc<LaneCell>> {
+        self.by_account.get(&account)?.get(endpoint)?[group.index()].clone()
+    }
 }
 
 /// One lane and whose it is; `endpoint` is `None` for the one that those past the cap share.
@@ -99,24 +105,28 @@ impl Admission {
         group: Group,
         policy: &GroupPolicy,
     ) -> Arc<LaneCell> {
-        let key = (account, Box::from(endpoint));
-        let find = |lanes: &Lanes| lanes.by_endpoint.get(&key)?[group.index()].clone();
-        if let Some(lane) = find(&self.shared.lanes.read()) {
+        if let Some(lane) = self.shared.lanes.read().find(account, endpoint, group) {
             return lane;
         }
         let mut lanes = self.shared.lanes.write();
-        if let Some(lane) = find(&lanes) {
+        if let Some(lane) = lanes.find(account, endpoint, group) {
             return lane;
         }
-        self.shared.make(&mut lanes, key, group, policy)
+        self.shared
+            .make(&mut lanes, account, endpoint, group, policy)
     }
 
     /// Every lane, in no order.
     pub fn list(&self) -> Vec<Listed> {
         let lanes = self.shared.lanes.read();
-        let own = lanes.by_endpoint.iter().flat_map(|((account, endpoint), groups)| {
-            groups.iter().flatten().map(|lane| Listed {
-                account: *account,
+        let endpoints = lanes.by_account.iter().flat_map(|(account, endpoints)| {
+            endpoints
+                .iter()
+                .map(move |(endpoint, groups)| (*account, endpoint, groups))
+        });
+        let own = endpoints.flat_map(|(account, endpoint, groups)| {
+            groups.iter().flatten().map(move |lane| Listed {
+                account,
                 endpoint: Some(endpoint.clone()),
                 lane: lane.clone(),
             })
@@ -131,12 +141,15 @@ impl Admission {
 
     /// Brings what the metrics say of lanes up to now: called before a page is written.
     pub fn show(&self) {
-        let mut totals: HashMap<(Group, *const EndpointMetrics), (Arc<EndpointMetrics>, LaneTotals)> =
-            HashMap::new();
+        let mut totals: HashMap<
+            (Group, *const EndpointMetrics),
+            (Arc<EndpointMetrics>, LaneTotals),
+        > = HashMap::new();
         for Listed { lane, .. } in self.list() {
             let key = (lane.group(), Arc::as_ptr(lane.metrics()));
-            let (_, sum) =
-                totals.entry(key).or_insert_with(|| (lane.metrics().clone(), LaneTotals::default()));
+            let (_, sum) = totals
+                .entry(key)
+                .or_insert_with(|| (lane.metrics().clone(), LaneTotals::default()));
             sum.add(&lane.view().snapshot);
         }
         for ((group, _), (endpoint, sum)) in totals {
@@ -162,7 +175,8 @@ impl Shared {
     fn make(
         &self,
         lanes: &mut Lanes,
-        key: (Account, Box<str>),
+        account: Account,
+        endpoint: &str,
         group: Group,
         policy: &GroupPolicy,
     ) -> Arc<LaneCell> {
@@ -170,14 +184,15 @@ impl Shared {
         if lanes.count >= self.capacity {
             self.sweep(lanes, now);
         }
-        let account = key.0;
         lanes.made += 1;
         let seed = self.hasher.hash_one(lanes.made);
         // What this endpoint did through the lane it shared is not known apart: while that lane
         // has exchanges out it goes on sharing, and while its window is not empty a lane of its
         // own starts as spent.
         let shared = lanes.overflow.get(&(account, group)).cloned();
-        let busy = shared.as_ref().is_some_and(|lane| lane.view().snapshot.permits_in_use > 0);
+        let busy = shared
+            .as_ref()
+            .is_some_and(|lane| lane.view().snapshot.permits_in_use > 0);
         if lanes.count >= self.capacity || busy {
             return shared.unwrap_or_else(|| {
                 let core = LaneCell::core(policy, false, seed, now);
@@ -189,9 +204,14 @@ impl Shared {
         }
         let spent = shared.is_some_and(|lane| !lane.is_spent_free());
         let core = LaneCell::core(policy, spent, seed, now);
-        let lane =
-            Arc::new(LaneCell::new(core, group, self.metrics.endpoint(&key.1), self.clock));
-        lanes.by_endpoint.entry(key).or_default()[group.index()] = Some(lane.clone());
+        let lane = Arc::new(LaneCell::new(
+            core,
+            group,
+            self.metrics.endpoint(endpoint),
+            self.clock,
+        ));
+        let endpoints = lanes.by_account.entry(account).or_default();
+        endpoints.entry(endpoint.into()).or_default()[group.index()] = Some(lane.clone());
         lanes.count += 1;
         lane
     }
@@ -199,21 +219,27 @@ impl Shared {
     /// Forgets lanes that nobody holds and that have nothing to remember. Whoever holds one got it
     /// under the lock taken here, so that none is forgotten between being found and being asked.
     fn sweep(&self, lanes: &mut Lanes, now: Timestamp) {
-        if lanes.swept.is_some_and(|swept| now.since(swept) < SWEEP_EVERY) {
+        if lanes
+            .swept
+            .is_some_and(|swept| now.since(swept) < SWEEP_EVERY)
+        {
             return;
         }
         lanes.swept = Some(now);
         let idle = |lane: &Arc<LaneCell>| Arc::strong_count(lane) == 1 && lane.is_idle();
         let mut gone = 0;
-        for groups in lanes.by_endpoint.values_mut() {
-            for lane in groups.iter_mut() {
-                if lane.as_ref().is_some_and(idle) {
+        for endpoints in lanes.by_account.values_mut() {
+            endpoints.retain(|_, groups| {
+                for lane in groups
+                    .iter_mut()
+                    .filter(|lane| lane.as_ref().is_some_and(idle))
+                {
                     *lane = None;
                     gone += 1;
                 }
-            }
+                groups.iter().any(Option::is_some)
+            });
         }
-        lanes.by_endpoint.retain(|_, groups| groups.iter().any(Option::is_some));
         lanes.count -= gone;
     }
 }

@@ -29,7 +29,12 @@ enum Progress {
 
 impl Permit {
     pub(super) fn new(lane: Arc<LaneCell>, slot: Slot, waited: Duration) -> Self {
-        Self { lane, slot: Some(slot), progress: Progress::Unsent, waited }
+        Self {
+            lane,
+            slot: Some(slot),
+            progress: Progress::Unsent,
+            waited,
+        }
     }
 
     /// How long the request waited for it.
@@ -76,7 +81,9 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Some(mut slot) = self.slot.take() else { return };
+        let Some(mut slot) = self.slot.take() else {
+            return;
+        };
         match self.progress {
             Progress::Unsent => self.lane.unsent(slot),
             Progress::Complete => self.lane.give_back(slot, End::Complete),
