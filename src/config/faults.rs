@@ -53,10 +53,15 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// `path` is the setting's; a flag or variable goes by its own name.
     pub(super) fn new(place: Place, path: impl Into<String>, what: impl Into<String>) -> Self {
+        let path = match &place {
+            Place::Given { name, .. } => name.clone(),
+            _ => path.into(),
+        };
         Self {
             severity: Severity::Error,
-            path: path.into(),
+            path,
             what: what.into(),
             help: None,
             position: None,
@@ -136,17 +141,17 @@ impl Faults {
 
     /// Whether anything in it refuses the configuration.
     pub fn refuse(&self) -> bool {
-        let error = |d: &Drawn| d.fault.severity == Severity::Error;
-        self.more > 0 || self.drawn.iter().any(error)
+        self.errors() > 0
     }
 
     pub fn is_empty(&self) -> bool {
         self.drawn.is_empty()
     }
 
-    /// All of them, those past the drawn ones too.
-    pub fn count(&self) -> usize {
-        self.drawn.len() + self.more
+    /// How many of them refuse it, those past the drawn ones too.
+    pub fn errors(&self) -> usize {
+        let error = |d: &&Drawn| d.fault.severity == Severity::Error;
+        self.drawn.iter().filter(error).count() + self.more
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Fault> {

@@ -5,6 +5,9 @@ use std::ops::Range;
 use super::faults::Place;
 use super::raw::{self, Step, Value};
 
+/// So many secrets are looked up one by one; with more, every value is covered.
+const MOST_COVERED: usize = 100;
+
 /// The bytes to underline. On character boundaries, on one line, never empty but at a line's end.
 pub(super) fn of(text: &str, place: &Place) -> Option<Range<usize>> {
     let (start, flow) = match place {
@@ -135,20 +138,34 @@ pub(super) fn on_one_line(text: &str) -> String {
     }
     let mut bytes = line.into_bytes();
     cover_runpod_keys(&mut bytes);
+    cover_credentials(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// `text` with every secret overwritten by `*`, byte for byte, so that positions stay.
 ///
-/// Covered are the values of keys that sound like a secret, whatever looks like a Runpod key, and,
-/// in text that is not YAML, the rest of a line behind such a key.
+/// Covered are the values of keys that sound like a secret, whatever looks like a Runpod key, the
+/// credentials in a URL, and, in text that is not YAML, the rest of a line behind such a key.
 pub(super) fn covered(text: &str, tree: Option<&Value>) -> String {
     let mut bytes = text.as_bytes().to_vec();
+    let mut secrets = Vec::new();
     match tree {
-        Some(tree) => cover_values(text, &mut bytes, tree, &mut Vec::new(), false),
-        None => cover_lines(text, &mut bytes),
+        Some(tree) => find_secrets(tree, &mut Vec::new(), false, &mut secrets),
+        None => cover_lines(text, &mut bytes, sounds_secret),
+    }
+    match secrets.len() > MOST_COVERED {
+        true => cover_lines(text, &mut bytes, |_| true),
+        false => secrets
+            .iter()
+            .for_each(|steps| cover_value(text, &mut bytes, steps)),
     }
     cover_runpod_keys(&mut bytes);
+    cover_credentials(&mut bytes);
+    for at in 1..bytes.len() {
+        if bytes[at] == b'\n' && bytes[at - 1] == b'\r' {
+            bytes[at - 1] = b' ';
+        }
+    }
     // Whole characters were overwritten with ASCII, so this is text still.
     String::from_utf8(bytes).unwrap_or_default()
 }
@@ -172,25 +189,26 @@ fn says_where(key: &str, value: &Value) -> bool {
     }
 }
 
-fn cover_values(text: &str, bytes: &mut [u8], value: &Value, steps: &mut Vec<Step>, secret: bool) {
+/// The ways to all single values that may be secret.
+fn find_secrets(value: &Value, steps: &mut Vec<Step>, secret: bool, found: &mut Vec<Vec<Step>>) {
     match value {
         Value::Map(entries) => {
             for (nth, (key, inside)) in entries.iter().enumerate() {
                 steps.push(Step::Value(nth));
                 let secret = (secret && !says_where(key, inside)) || sounds_secret(key);
-                cover_values(text, bytes, inside, steps, secret);
+                find_secrets(inside, steps, secret, found);
                 steps.pop();
             }
         }
         Value::List(items) => {
             for (nth, inside) in items.iter().enumerate() {
                 steps.push(Step::Value(nth));
-                cover_values(text, bytes, inside, steps, secret);
+                find_secrets(inside, steps, secret, found);
                 steps.pop();
             }
         }
         Value::Nothing => {}
-        _ if secret => cover_value(text, bytes, steps),
+        _ if secret => found.push(steps.clone()),
         _ => {}
     }
 }
@@ -229,20 +247,35 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-fn cover_lines(text: &str, bytes: &mut [u8]) {
+/// Covers the rest of each line behind a key that `is_secret`.
+fn cover_lines(text: &str, bytes: &mut [u8], is_secret: impl Fn(&str) -> bool) {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
         if let Some(colon) = line.find(':') {
-            let secret = line[..colon]
-                .split(['{', ','])
-                .any(|key| sounds_secret(key.trim()));
+            let keys = line[..colon].split(['{', ',']);
             let places = ["file:", "env:"].iter().any(|place| line.contains(place));
-            if secret && !places {
+            if !places && keys.map(str::trim).any(&is_secret) {
                 let end = line.trim_end().len();
                 bytes[start + colon + 1..start + end.max(colon + 1)].fill(b'*');
             }
         }
         start += line.len();
+    }
+}
+
+/// Covers what stands between `://` and `@`.
+fn cover_credentials(bytes: &mut [u8]) {
+    const BEFORE: &[u8] = b"://";
+    for start in 0..bytes.len() {
+        if !bytes[start..].starts_with(BEFORE) {
+            continue;
+        }
+        let from = start + BEFORE.len();
+        let ends = |b: &u8| b.is_ascii_whitespace() || *b == b'/';
+        let authority = bytes[from..].split(ends).next().unwrap_or_default();
+        if let Some(at) = authority.iter().rposition(|b| *b == b'@') {
+            bytes[from..from + at].fill(b'*');
+        }
     }
 }
 
