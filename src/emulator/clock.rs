@@ -1,6 +1,6 @@
 //! The emulator's one clock.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
@@ -23,6 +23,17 @@ impl Clock {
 
     pub fn now(self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// What a calendar shows, for those answers that carry it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "shown to people, decides nothing"
+    )]
+    pub fn unix_seconds(self) -> u64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs())
     }
 
     /// For a timer that ends when the clock shows `time`.

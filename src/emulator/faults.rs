@@ -10,8 +10,9 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-use super::door::{Counts, Group};
+use super::door::Counts;
 use super::id::Random;
+use super::limits::Group;
 
 /// A set of faults. Those that strike single requests do so with `probability`, `count` times, at
 /// `endpoint` and `group`; `clock_ppm`, `decrement_delay_ms` and `counts` stand for every request.

@@ -14,6 +14,8 @@
 //! Not here: TLS, HTTP/2, load-balancing endpoints, batches, and the routes workers use.
 
 pub mod policer;
+mod policer_name;
+pub mod limits;
 pub mod witness;
 pub mod door;
 pub mod id;
@@ -29,6 +31,9 @@ mod answer;
 mod operations;
 mod openai;
 mod webhook;
+mod upload;
+mod exchange;
+mod control;
 mod socket;
 mod server;
 pub mod cli;
@@ -41,9 +46,9 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use door::Limits;
 use faults::Faults;
 use jobs::Keeping;
+use limits::Limits;
 use policer::Policer;
 use shared::Shared;
 use site::Fleet;

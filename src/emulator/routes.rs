@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::Method;
 
-use super::door::Group;
+use super::limits::Group;
 
 /// An operation and what its path names; job ids are text, as given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,11 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::Config;
 use super::clock::Clock;
-use super::door::{Backlog, Counts, Door, Group};
+use super::door::{Counts, Door};
 use super::faults::{FaultBox, Faults, Plan};
 use super::id::JobId;
 use super::jobs::{EndpointId, Happened, Jobs};
+use super::limits::{Backlog, Group};
 use super::webhook;
 use super::witness::{Refusal, Seen};
 

@@ -26,12 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Anything but 200 is a failure, tried again `webhook_gap` later.
 pub(super) async fn deliver(shared: Arc<Shared>, notice: Box<Notice>) {
-    let body = Bytes::from(serde_json::to_vec(&notice).unwrap_or_default());
     for attempt in 1..=TRIES {
         let posted = {
             let place = Arc::clone(&shared.webhooks.places).acquire_owned().await;
             let _place = place.ok();
-            tokio::time::timeout(PATIENCE, post(&notice.webhook, body.clone())).await
+            // Written anew for every try, so that only so many bodies are in memory.
+            let body = Bytes::from(serde_json::to_vec(&notice).unwrap_or_default());
+            tokio::time::timeout(PATIENCE, post(&notice.webhook, body)).await
         };
         if matches!(posted, Ok(Some(StatusCode::OK))) {
             shared.webhooks.delivered.fetch_add(1, Ordering::Relaxed);
