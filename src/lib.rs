@@ -8,4 +8,8 @@ pub mod metrics;
 pub mod config;
 pub mod admission;
 pub mod gateway;
+pub mod admin;
+pub mod listener;
+pub mod serve;
 pub mod emulator;
+pub mod demo;

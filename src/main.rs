@@ -1,11 +1,13 @@
 //! The one binary: wires everything, owns the exit codes.
 
-use std::path::PathBuf;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use podgate::config::Config;
+use podgate::config::check::{self, Verdict};
 use podgate::config::overrides::{Given, Overrides};
-use podgate::config::{Config, check};
 use podgate::emulator::cli::{self, EmulateArgs};
 use podgate::{demo, serve};
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,9 +60,20 @@ struct ServeArgs {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => run_serve(args),
-        Command::Check { file } => check::check(&file, &mut std::io::stdout().lock()),
+        Command::Check { file } => run_check(&file),
         Command::Emulate(args) => cli::main(&args),
         Command::Demo(args) => demo::main(&args),
+    }
+}
+
+fn run_check(file: &Path) -> ExitCode {
+    let out = std::io::stdout();
+    let colours = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match check::check(file, colours, &mut out.lock()) {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Refused) => ExitCode::from(BAD_USAGE),
+        // Nobody reads what we write.
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -120,10 +133,15 @@ fn run_serve(args: ServeArgs) -> ExitCode {
 
 /// Returns at the first SIGTERM or SIGINT; a second one ends the process.
 fn wait_for_the_end() -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (mut term, mut int) = {
         let _inside = runtime.enter();
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        )
     };
     let mut either = async move || {
         tokio::select! {

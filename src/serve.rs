@@ -21,7 +21,11 @@ use crate::metrics::Metrics;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {address} (`{setting}`): {why}")]
-    Bind { setting: &'static str, address: SocketAddr, why: io::Error },
+    Bind {
+        setting: &'static str,
+        address: SocketAddr,
+        why: io::Error,
+    },
     #[error("`upstream.api_key`: {0}")]
     Key(#[from] SecretError),
     #[error("`upstream`: {0}")]
@@ -51,7 +55,11 @@ pub struct Running {
 pub fn start(config: Config) -> Result<Running, StartError> {
     let bind = |setting, address| {
         let listener = listener::bind(address);
-        listener.map_err(|why| StartError::Bind { setting, address, why })
+        listener.map_err(|why| StartError::Bind {
+            setting,
+            address,
+            why,
+        })
     };
     let runtime = runtime().map_err(StartError::Thread)?;
     // Sockets are made inside a runtime, and handed to the ones that serve them.
@@ -59,11 +67,17 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         let _inside = runtime.enter();
         (bind("listen", config.listen)?, bind("admin", config.admin)?)
     };
-    let address = |listener: &std::net::TcpListener| listener.local_addr().map_err(StartError::Thread);
+    let address =
+        |listener: &std::net::TcpListener| listener.local_addr().map_err(StartError::Thread);
     let (listen_at, admin_at) = (address(&listen)?, address(&admin)?);
 
     let metrics = Metrics::new()?;
-    let key = config.upstream.api_key.as_ref().map(|key| key.resolve()).transpose()?;
+    let key = config
+        .upstream
+        .api_key
+        .as_ref()
+        .map(|key| key.resolve())
+        .transpose()?;
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let workers = config.workers.unwrap_or_else(cores).get();
     let timeouts = config.timeouts;
@@ -85,7 +99,11 @@ pub fn start(config: Config) -> Result<Running, StartError> {
             }
         })?);
     }
-    let door = Admin { metrics, admission: shared.admission.clone(), closing: closed.clone() };
+    let door = Admin {
+        metrics,
+        admission: shared.admission.clone(),
+        closing: closed.clone(),
+    };
     let mut closed = closed;
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
@@ -97,7 +115,13 @@ pub fn start(config: Config) -> Result<Running, StartError> {
             _ = closed.wait_for(|&closing| closing) => {}
         }
     })?);
-    Ok(Running { shared, listen: listen_at, admin: admin_at, closing, workers: threads })
+    Ok(Running {
+        shared,
+        listen: listen_at,
+        admin: admin_at,
+        closing,
+        workers: threads,
+    })
 }
 
 fn runtime() -> io::Result<Runtime> {
@@ -111,7 +135,9 @@ fn spawn(
 ) -> Result<JoinHandle<()>, StartError> {
     let runtime = runtime().map_err(StartError::Thread)?;
     let thread = std::thread::Builder::new().name(name);
-    thread.spawn(move || runtime.block_on(work)).map_err(StartError::Thread)
+    thread
+        .spawn(move || runtime.block_on(work))
+        .map_err(StartError::Thread)
 }
 
 impl Running {

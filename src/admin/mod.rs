@@ -66,7 +66,9 @@ impl Admin {
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if !matches!(*method, Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "read-only: GET\n");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         match path {
@@ -77,17 +79,27 @@ impl Admin {
             }
             "/readyz" => text(StatusCode::OK, "ready\n"),
             "/lanes" => json_page(&self.lanes()),
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics /livez /readyz /lanes\n"),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "there are /metrics /livez /readyz /lanes\n",
+            ),
         }
     }
 
     fn metrics_page(&self) -> Response<Full<Bytes>> {
         self.admission.show();
         match self.metrics.page() {
-            Ok(page) => page_of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page),
+            Ok(page) => page_of(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                page,
+            ),
             Err(error) => {
                 tracing::error!(%error, "the metrics page could not be written");
-                text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics page could not be written\n")
+                text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the metrics page could not be written\n",
+                )
             }
         }
     }
@@ -107,8 +119,11 @@ fn lane(listed: &Listed) -> Value {
     let view = listed.lane.view();
     let snapshot = view.snapshot;
     let bounded = |limit: u32| (limit != u32::MAX).then_some(limit);
-    let flows: Map<String, Value> =
-        view.flows.iter().map(|(flow, waiting)| (format!("{:016x}", flow.0), json!(waiting))).collect();
+    let flows: Map<String, Value> = view
+        .flows
+        .iter()
+        .map(|(flow, waiting)| (format!("{:016x}", flow.0), json!(waiting)))
+        .collect();
     json!({
         "account": listed.account.0.to_string(),
         "endpoint": listed.endpoint.as_deref().unwrap_or("*"),
@@ -140,7 +155,11 @@ fn millis(span: Duration) -> u64 {
 }
 
 fn json_page(value: &Value) -> Response<Full<Bytes>> {
-    page_of(StatusCode::OK, "application/json", value.to_string().into_bytes())
+    page_of(
+        StatusCode::OK,
+        "application/json",
+        value.to_string().into_bytes(),
+    )
 }
 
 fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
@@ -150,6 +169,8 @@ fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 fn page_of(status: StatusCode, kind: &'static str, page: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(page));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

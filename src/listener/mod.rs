@@ -76,7 +76,7 @@ impl Door {
                     }
                 },
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                _ = closing.wait_for(|&closing| closing) => break,
+                () = closed(&mut closing) => break,
             }
         }
         drop(listener);
@@ -96,21 +96,29 @@ impl Door {
         let gateway = self.gateway.clone();
         let open = Open::count(&self.metrics);
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(self.timeouts.header);
+        http.timer(TokioTimer::new())
+            .header_read_timeout(self.timeouts.header);
         async move {
             let _open = open;
             // Without it each small answer waits for the acknowledgement of the one before.
             let _ = stream.set_nodelay(true);
             let forward = move |request: Request<Incoming>| {
                 let gateway = gateway.clone();
-                async move { Ok::<_, std::convert::Infallible>(gateway.forward(request, peer.ip()).await) }
+                async move {
+                    Ok::<_, std::convert::Infallible>(gateway.forward(request, peer.ip()).await)
+                }
             };
             let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
-            let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            let served =
+                http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
             let mut served = std::pin::pin!(served);
-            let result = tokio::select! {
-                result = served.as_mut() => result,
-                _ = closing.wait_for(|&closing| closing) => {
+            let ended = tokio::select! {
+                result = served.as_mut() => Some(result),
+                () = closed(&mut closing) => None,
+            };
+            let result = match ended {
+                Some(result) => result,
+                None => {
                     served.as_mut().graceful_shutdown();
                     served.await
                 }
@@ -120,6 +128,12 @@ impl Door {
             }
         }
     }
+}
+
+/// Returns once nothing new is to be taken.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error means that whoever could say so is gone, which says it as well.
+    drop(closing.wait_for(|&closing| closing).await);
 }
 
 /// Counts one connection for as long as it lives.
