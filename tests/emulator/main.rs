@@ -9,3 +9,4 @@ mod limits;
 mod faults;
 mod openai;
 mod naive;
+mod cli;

@@ -88,20 +88,25 @@ pub fn request(method: &str, path: &str, key: Option<&str>, body: Bytes) -> Requ
         .unwrap()
 }
 
+/// One exchange on a connection of its own; an error if it broke.
+pub async fn call(address: SocketAddr, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
+    let exchange = async {
+        let response = connect(address).await.send_request(request).await?;
+        let (parts, body) = response.into_parts();
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: body.collect().await?.to_bytes(),
+        })
+    };
+    let bounded = tokio::time::timeout(PATIENCE, exchange);
+    bounded.await.expect("an answer within the test's patience")
+}
+
 impl Upstream {
     /// One exchange on a connection of its own; an error if it broke.
     pub async fn try_call(&self, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
-        let exchange = async {
-            let response = connect(self.address).await.send_request(request).await?;
-            let (parts, body) = response.into_parts();
-            Ok(Answer {
-                status: parts.status.as_u16(),
-                headers: parts.headers,
-                body: body.collect().await?.to_bytes(),
-            })
-        };
-        let bounded = tokio::time::timeout(PATIENCE, exchange);
-        bounded.await.expect("an answer within the test's patience")
+        call(self.address, request).await
     }
 
     pub async fn call(&self, method: &str, rest: &str, body: impl Into<Bytes>) -> Answer {
