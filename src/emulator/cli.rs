@@ -9,7 +9,9 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::limits::{Group, Limit, Limits};
 use super::policer::Policer;
+use super::policer_name::parse_span;
 use super::site::Fleet;
 use super::{Config, Emulator};
 
@@ -29,6 +31,10 @@ pub struct EmulateArgs {
     /// token-bucket[:depth=250,refill=1000], weighted-counter[:phase=3s] or none.
     #[arg(long, value_name = "NAME", default_value = "sliding-log")]
     pub policer: Policer,
+    /// Another limit than the documented one, for example run=100/1s or run=100/1s/20 (at most 20 in
+    /// flight); repeatable.
+    #[arg(long = "limit", value_name = "GROUP=REQUESTS/WINDOW[/CONCURRENCY]", value_parser = parse_limit)]
+    pub limits: Vec<(Group, Limit)>,
     /// An API key; repeatable. Any non-empty key unless given.
     #[arg(long = "key", value_name = "KEY")]
     pub keys: Vec<String>,
@@ -48,14 +54,44 @@ fn parse_endpoint(text: &str) -> Result<(String, u32), String> {
     }
 }
 
+fn parse_limit(text: &str) -> Result<(Group, Limit), String> {
+    let form = || "write GROUP=REQUESTS/WINDOW or GROUP=REQUESTS/WINDOW/CONCURRENCY".to_owned();
+    let (group, limit) = text.split_once('=').ok_or_else(form)?;
+    let group = Group::named(group).ok_or_else(|| {
+        let known = Group::ALL.map(Group::name).join(", ");
+        format!("no group `{group}`; known are {known}")
+    })?;
+    let mut parts = limit.split('/');
+    let requests = parts.next().and_then(|part| part.parse().ok());
+    let window = parts.next().and_then(parse_span);
+    let concurrency = parts.next().map(|part| part.parse().map_err(|_| form()));
+    match (requests, window, parts.next()) {
+        (Some(requests), Some(window), None) if !window.is_zero() => {
+            let limit = Limit {
+                requests: Some(requests),
+                window,
+                concurrency: concurrency.transpose()?,
+                policer: None,
+            };
+            Ok((group, limit))
+        }
+        _ => Err(form()),
+    }
+}
+
 impl EmulateArgs {
     fn config(&self) -> Config {
         let fleet = |workers| Fleet {
             workers,
             ..Fleet::default()
         };
+        let mut limits = Limits::default();
+        for (group, limit) in &self.limits {
+            limits[*group] = *limit;
+        }
         Config {
             policer: self.policer,
+            limits,
             endpoints: self
                 .endpoints
                 .iter()

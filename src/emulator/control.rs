@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 
 use super::answer::Answer;
@@ -11,17 +11,16 @@ use super::operations;
 use super::shared::Shared;
 use super::upload::read;
 
-pub(super) async fn answer(
-    shared: &Arc<Shared>,
-    method: &Method,
-    name: &str,
-    body: Incoming,
-) -> Answer {
+pub(super) const PREFIX: &str = "/__emulator/";
+
+pub(super) async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
     const MOST: usize = 64 << 10;
+    let (parts, body) = request.into_parts();
+    let name = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     let Ok(body) = read(body, MOST).await else {
         return operations::bad_request("body: too large or incomplete");
     };
-    match (name, method) {
+    match (name, &parts.method) {
         ("stats", &Method::GET) => Answer::json(&shared.stats()),
         ("reset", &Method::POST) => {
             shared.reset();

@@ -1,12 +1,15 @@
 //! A request's way: who asks, what strikes it, the door, the operation, the answer.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{Request, StatusCode};
+use hyper::body::{Body, Incoming};
+use tokio::task::JoinHandle;
 
 use super::answer::{Answer, Reply, Reset, Trouble};
 use super::control;
@@ -15,42 +18,117 @@ use super::faults::{Faults, Plan, Stall};
 use super::operations::{self, Begun};
 use super::routes::{self, NoRoute, Operation};
 use super::shared::{Endpoint, Permit, Shared};
-use super::upload::read;
+use super::upload::{BodyFault, read};
 use super::witness::Refusal;
 
-type Exchange = Result<Response<Reply<Option<Permit>>>, Reset>;
+type Response = http::Response<Reply<Option<Permit>>>;
 
-pub(super) async fn exchange(
+/// Where a request goes, once its head is read.
+enum Way {
+    /// To the emulator's own routes.
+    Control(Request<Incoming>),
+    /// Nowhere: it is read to its end, so that its client can read the answer.
+    Away(Answer, Incoming),
+    /// Nowhere, and without an answer.
+    Refused,
+    /// Through the door.
+    Door {
+        endpoint: Arc<Endpoint>,
+        strike: Option<Arc<Faults>>,
+        arriving: Arriving,
+    },
+}
+
+enum Arriving {
+    Arrived(Arrival),
+    OnItsWay(JoinHandle<Arrival>),
+}
+
+/// A request that has come through the door, or not.
+struct Arrival {
+    permit: Option<Permit>,
+    begun: Begun,
+}
+
+/// What is on its way arrives, and what has arrived is done, whether or not its client is still there.
+/// So the way is taken here and now, before there is a future that could be dropped unpolled, and what
+/// cannot be done now is a task of its own.
+pub(super) fn exchange(
     shared: Arc<Shared>,
     reset: Arc<AtomicBool>,
     request: Request<Incoming>,
-) -> Exchange {
-    let (parts, body) = request.into_parts();
-    let path = parts.uri.path();
-    if let Some(name) = path.strip_prefix("/__emulator/") {
-        let answer = control::answer(&shared, &parts.method, name, body).await;
-        return Ok(answer.response(None, None));
-    }
-    let (endpoint, operation) = match admit(&shared, &parts) {
-        Ok(admitted) => admitted,
-        Err(answer) => {
-            // Read to its end, so that the client can read the answer.
-            let _ = read(body, 0).await;
-            return Ok(answer.response(None, None));
+) -> impl Future<Output = Result<Response, Reset>> {
+    let way = way(&shared, request);
+    async move {
+        match way {
+            Way::Control(request) => {
+                let answer = control::answer(&shared, request).await;
+                Ok(answer.response(None, None))
+            }
+            Way::Away(answer, body) => {
+                // Whatever it was, it is not wanted.
+                let _ = read(body, 0).await;
+                Ok(answer.response(None, None))
+            }
+            Way::Refused => Err(hard(&reset)),
+            Way::Door {
+                endpoint,
+                strike,
+                arriving,
+            } => {
+                let arrival = arriving.arrived().await;
+                let answer = operations::finish(&shared, &endpoint, arrival.begun).await;
+                match strike {
+                    None => Ok(answer.response(arrival.permit, None)),
+                    Some(strike) => strike_answer(&strike, answer, arrival.permit, reset).await,
+                }
+            }
         }
+    }
+}
+
+fn way(shared: &Arc<Shared>, request: Request<Incoming>) -> Way {
+    if request.uri().path().starts_with(control::PREFIX) {
+        return Way::Control(request);
+    }
+    let (parts, body) = request.into_parts();
+    let (endpoint, operation) = match admit(shared, &parts) {
+        Ok(admitted) => admitted,
+        Err(answer) => return Way::Away(answer, body),
     };
     let plan = shared.faults.plan(&endpoint.name, operation.group());
-    if plan.strike.is_none() {
-        return Ok(plain(&shared, &endpoint, operation, &parts, body, &plan).await);
+    let strike = plan.strike.clone();
+    if strike.as_ref().is_some_and(|strike| strike.refuse) {
+        return Way::Refused;
     }
-    stricken(&shared, endpoint, &parts, body, plan, reset).await
+    let arriving = if strike.is_none() && body.is_end_stream() {
+        let entered = shared.enter(&endpoint, operation.group(), &plan);
+        Arriving::Arrived(act(
+            shared,
+            &endpoint,
+            operation,
+            entered,
+            Ok(Bytes::new()),
+            None,
+        ))
+    } else {
+        let (shared, endpoint) = (Arc::clone(shared), Arc::clone(&endpoint));
+        Arriving::OnItsWay(tokio::spawn(arrive(
+            shared, endpoint, operation, plan, body,
+        )))
+    };
+    Way::Door {
+        endpoint,
+        strike,
+        arriving,
+    }
 }
 
 /// Who may ask, and for what. Nothing is counted for anybody else.
-fn admit<'a>(shared: &Shared, parts: &'a Parts) -> Result<(Arc<Endpoint>, Operation<'a>), Answer> {
+fn admit(shared: &Shared, parts: &Parts) -> Result<(Arc<Endpoint>, Operation), Answer> {
     let not_found = |what| Answer::problem(StatusCode::NOT_FOUND, what);
-    let (name, operation) =
-        routes::route(&parts.method, parts.uri.path()).map_err(|none| match none {
+    let (name, operation) = routes::route(&parts.method, parts.uri.path(), parts.uri.query())
+        .map_err(|none| match none {
             NoRoute::Path => not_found("no such path"),
             NoRoute::Method(allowed) => {
                 let status = StatusCode::METHOD_NOT_ALLOWED;
@@ -76,121 +154,99 @@ fn authorized(shared: &Shared, parts: &Parts) -> bool {
     else {
         return false;
     };
-    let key = match given.split_once(' ') {
-        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key,
-        _ => given,
-    }
-    .trim();
+    let (scheme, rest) = given.split_once(' ').unwrap_or((given, ""));
+    let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+    let key = if is_bearer { rest } else { given }.trim();
     let keys = &shared.config.keys;
     !key.is_empty() && (keys.is_empty() || keys.contains(key))
 }
 
-/// The way of a request that nothing strikes.
-async fn plain(
-    shared: &Arc<Shared>,
-    endpoint: &Arc<Endpoint>,
-    operation: Operation<'_>,
-    parts: &Parts,
-    body: Incoming,
-    plan: &Plan,
-) -> Response<Reply<Option<Permit>>> {
-    let enter = || shared.enter(endpoint, operation.group(), plan);
-    let (entered, body) = if plan.counts == Counts::BodyEnd {
-        let body = read(body, operation.body_limit()).await;
-        (enter(), body)
-    } else {
-        let entered = enter();
-        (entered, read(body, operation.body_limit()).await)
-    };
-    let permit = match entered {
-        Ok(permit) => permit,
-        Err(why) => return refusal(why, None).response(None, None),
-    };
-    let answer = match body {
-        Ok(body) => {
-            let query = parts.uri.query();
-            let begun = operations::begin(shared, endpoint, operation, query, &body);
-            operations::finish(shared, endpoint, begun).await
+impl Arriving {
+    async fn arrived(self) -> Arrival {
+        match self {
+            Arriving::Arrived(arrival) => arrival,
+            Arriving::OnItsWay(task) => task.await.unwrap_or_else(|_panicked| Arrival {
+                permit: None,
+                begun: Begun::Done(internal()),
+            }),
         }
-        Err(fault) => fault.answer(),
-    };
-    answer.response(Some(permit), None)
+    }
 }
 
-/// The way of a request that something strikes.
-///
-/// A request on its way arrives whether or not its client is still there: the transit, the arrival and
-/// the operation's beginning are a task of their own.
-async fn stricken(
-    shared: &Arc<Shared>,
+/// Transit, door and body, and then the operation.
+async fn arrive(
+    shared: Arc<Shared>,
     endpoint: Arc<Endpoint>,
-    parts: &Parts,
-    body: Incoming,
+    operation: Operation,
     plan: Plan,
-    reset: Arc<AtomicBool>,
-) -> Exchange {
-    let strike = plan.strike.clone().unwrap_or_default();
-    if strike.refuse {
-        return Err(hard(&reset));
-    }
-    let Ok((_, operation)) = routes::route(&parts.method, parts.uri.path()) else {
-        return Err(hard(&reset));
-    };
-    let limit = operation.body_limit();
-    let counts = plan.counts;
-    let uri = parts.uri.clone();
-    let method = parts.method.clone();
-    let enter = {
-        let (shared, endpoint) = (Arc::clone(shared), Arc::clone(&endpoint));
-        let group = operation.group();
-        async move {
+    body: Incoming,
+) -> Arrival {
+    let enter = async {
+        if !plan.latency.is_zero() {
             tokio::time::sleep(plan.latency).await;
-            shared.enter(&endpoint, group, &plan)
+        }
+        shared.enter(&endpoint, operation.group(), &plan)
+    };
+    let read = read(body, operation.body_limit());
+    let (entered, body) = if plan.counts == Counts::BodyEnd {
+        let body = read.await;
+        (enter.await, body)
+    } else {
+        tokio::join!(enter, read)
+    };
+    let strike = plan.strike.as_deref();
+    act(&shared, &endpoint, operation, entered, body, strike)
+}
+
+/// Begins what was let in.
+fn act(
+    shared: &Arc<Shared>,
+    endpoint: &Endpoint,
+    operation: Operation,
+    entered: Result<Permit, Refusal>,
+    body: Result<Bytes, BodyFault>,
+    strike: Option<&Faults>,
+) -> Arrival {
+    let permit = match entered {
+        Ok(permit) => permit,
+        Err(why) => {
+            let begun = Begun::Done(refusal(why, strike));
+            return Arrival {
+                permit: None,
+                begun,
+            };
         }
     };
-    let (entering, body) = if counts == Counts::BodyEnd {
-        let body = read(body, limit).await;
-        (tokio::spawn(enter), body)
-    } else {
-        let entering = tokio::spawn(enter);
-        (entering, read(body, limit).await)
+    let begun = match (strike.and_then(injected), body) {
+        (Some(answer), _) => Begun::Done(answer),
+        (None, Err(fault)) => Begun::Done(fault.answer()),
+        (None, Ok(body)) => operations::begin(shared, endpoint, operation, &body),
     };
-    let beginning = {
-        let (shared, endpoint) = (Arc::clone(shared), Arc::clone(&endpoint));
-        let strike = Arc::clone(&strike);
-        tokio::spawn(async move {
-            let permit = match entering.await {
-                Ok(Ok(permit)) => permit,
-                Ok(Err(why)) => return (None, Begun::Done(refusal(why, Some(&strike)))),
-                Err(_panicked) => return (None, Begun::Done(internal())),
-            };
-            let begun = match (injected(&strike), body) {
-                (Some(answer), _) => Begun::Done(answer),
-                (None, Err(fault)) => Begun::Done(fault.answer()),
-                (None, Ok(body)) => match routes::route(&method, uri.path()) {
-                    Ok((_, op)) => operations::begin(&shared, &endpoint, op, uri.query(), &body),
-                    Err(_) => Begun::Done(internal()),
-                },
-            };
-            (Some(permit), begun)
-        })
-    };
-    let (permit, begun) = beginning
-        .await
-        .unwrap_or_else(|_panicked| (None, Begun::Done(internal())));
-    let answer = operations::finish(shared, &endpoint, begun).await;
+    Arrival {
+        permit: Some(permit),
+        begun,
+    }
+}
+
+fn hard(reset: &AtomicBool) -> Reset {
+    reset.store(true, Ordering::Relaxed);
+    Reset
+}
+
+/// What becomes of the answer.
+async fn strike_answer(
+    strike: &Faults,
+    answer: Answer,
+    permit: Option<Permit>,
+    reset: Arc<AtomicBool>,
+) -> Result<Response, Reset> {
     if strike.reset_before_head {
         return Err(hard(&reset));
     }
     if strike.stall == Stall::Head {
         std::future::pending::<()>().await;
     }
-    Ok(answer.response(permit, trouble(&strike, reset)))
-}
-
-fn hard(reset: &AtomicBool) -> Reset {
-    reset.store(true, Ordering::Relaxed);
-    Reset
+    Ok(answer.response(permit, trouble(strike, reset)))
 }
 
 fn trouble(strike: &Faults, reset: Arc<AtomicBool>) -> Option<Trouble> {

@@ -19,6 +19,7 @@ use super::id::JobId;
 use super::job::{Order, State, View};
 use super::jobs::EndpointId;
 use super::operations::{self, Begun};
+use super::routes::OpenAiRoute;
 use super::script::Script;
 use super::shared::{Endpoint, Shared};
 
@@ -28,17 +29,10 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// The model that is always there.
 const MODEL: &str = "emulated";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Chat,
-    Completion,
-    Models,
-}
-
 /// A call whose job has been submitted.
 pub(super) struct Call {
     job: JobId,
-    kind: Kind,
+    kind: OpenAiRoute,
     stream: bool,
     include_usage: bool,
     model: String,
@@ -94,22 +88,20 @@ fn text(content: &Value) -> String {
 pub(super) fn begin(
     shared: &Arc<Shared>,
     endpoint: &Endpoint,
-    tail: &str,
+    route: Option<OpenAiRoute>,
     raw_body: &Bytes,
 ) -> Begun {
-    let kind = match tail {
-        "v1/chat/completions" => Kind::Chat,
-        "v1/completions" => Kind::Completion,
-        "v1/models" => Kind::Models,
-        _ => return Begun::Done(error(StatusCode::NOT_FOUND, "no such route")),
+    let Some(kind) = route else {
+        return Begun::Done(error(StatusCode::NOT_FOUND, "no such route"));
     };
+    let path = kind.path();
     let read = || -> serde_json::Result<(Body, Order)> {
-        let (body, input) = if kind == Kind::Models {
-            (Body::default(), format!(r#"{{"openai_route":"/{tail}"}}"#))
+        let (body, input) = if kind == OpenAiRoute::Models {
+            (Body::default(), format!(r#"{{"openai_route":"/{path}"}}"#))
         } else {
             let text: &RawValue = serde_json::from_slice(raw_body)?;
             let input = format!(
-                r#"{{"openai_route":"/{tail}","openai_input":{}}}"#,
+                r#"{{"openai_route":"/{path}","openai_input":{}}}"#,
                 text.get()
             );
             (serde_json::from_str(text.get())?, input)
@@ -231,7 +223,7 @@ impl Call {
 
     fn head(&self, chat: &str, completion: &str) -> Value {
         let (prefix, object) = match self.kind {
-            Kind::Completion => ("cmpl", completion),
+            OpenAiRoute::Completion => ("cmpl", completion),
             _ => ("chatcmpl", chat),
         };
         json!({
@@ -247,7 +239,7 @@ impl Call {
         let mut part = self.head("chat.completion.chunk", "text_completion");
         let reason = if word.is_some() { None } else { Some("stop") };
         let choice = match (self.kind, word) {
-            (Kind::Completion, word) => json!({
+            (OpenAiRoute::Completion, word) => json!({
                 "index": 0,
                 "text": word.map_or("", String::as_str),
                 "finish_reason": reason,
@@ -265,7 +257,7 @@ impl Call {
 
     /// The answer that is not streamed.
     fn whole(&self) -> Value {
-        if self.kind == Kind::Models {
+        if self.kind == OpenAiRoute::Models {
             let model = json!({
                 "id": MODEL,
                 "object": "model",
@@ -277,7 +269,7 @@ impl Call {
         let mut whole = self.head("chat.completion", "text_completion");
         let text = self.words.concat();
         whole["choices"] = match self.kind {
-            Kind::Completion => json!([{"index": 0, "text": text, "finish_reason": "stop"}]),
+            OpenAiRoute::Completion => json!([{"index": 0, "text": text, "finish_reason": "stop"}]),
             _ => json!([{
                 "index": 0,
                 "message": {"role": "assistant", "content": text},

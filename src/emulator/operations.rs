@@ -16,13 +16,9 @@ use super::id::JobId;
 use super::job::{Order, State, View};
 use super::jobs::Jobs;
 use super::openai;
-use super::routes::{self, Operation};
+use super::routes::Operation;
 use super::shared::{Endpoint, Shared};
 
-/// 90 s (contract, section 1.3); for `status-sync` no default is documented, and it is the same wait.
-const HOLD: Duration = Duration::from_secs(90);
-/// 10 s (contract, section 1.6).
-const STREAM_HOLD: Duration = Duration::from_secs(10);
 /// `/requests` has no documented answer, so no documented length.
 const MOST_LISTED: usize = 1000;
 
@@ -45,55 +41,51 @@ pub(super) enum Begun {
 pub(super) fn begin(
     shared: &Arc<Shared>,
     endpoint: &Endpoint,
-    operation: Operation<'_>,
-    query: Option<&str>,
+    operation: Operation,
     body: &Bytes,
 ) -> Begun {
     let id = endpoint.id;
-    let until = |default| shared.clock.now() + routes::wait(query, default);
-    let known = |text| match JobId::parse(text) {
-        Some(job) if shared.jobs(|jobs, _| jobs.status(id, job).is_some()) => Ok(job),
-        _ => Err(Begun::Done(no_such_job())),
-    };
-    match operation {
+    let until = |wait| shared.clock.now() + wait;
+    let answer = match operation {
         Operation::Run => match submit(shared, endpoint, body, false) {
-            Ok(job) => Begun::Done(Answer::json(&Brief::new(job, State::InQueue))),
-            Err(refusal) => Begun::Done(refusal),
+            Ok(job) => Answer::json(&Brief::new(job, State::InQueue)),
+            Err(refusal) => refusal,
         },
-        Operation::RunSync => match submit(shared, endpoint, body, true) {
-            Ok(job) => Begun::Finish {
-                job,
-                until: until(HOLD),
-            },
-            Err(refusal) => Begun::Done(refusal),
+        Operation::RunSync { wait } => match submit(shared, endpoint, body, true) {
+            Ok(job) => {
+                let until = until(wait);
+                return Begun::Finish { job, until };
+            }
+            Err(refusal) => refusal,
         },
-        Operation::Status(job) => Begun::Done(about(job, |job| {
-            shared.jobs(|jobs, now| {
-                if let Some(ttl) = routes::millis(query, "ttl") {
+        Operation::Status { job, ttl } => about(job, |job| {
+            let view = shared.jobs(|jobs, now| {
+                if let Some(ttl) = ttl {
                     jobs.shorten(id, job, ttl, now);
                 }
-                jobs.status(id, job).map(|view| Answer::json(&view))
-            })
-        })),
-        Operation::StatusSync(job) => match known(job) {
-            Ok(job) => Begun::Finish {
-                job,
-                until: until(HOLD),
-            },
-            Err(unknown) => unknown,
+                jobs.status(id, job)
+            })?;
+            Some(Answer::json(&view))
+        }),
+        Operation::StatusSync { job, wait } => match job {
+            Some(job) => {
+                let until = until(wait);
+                return Begun::Finish { job, until };
+            }
+            None => no_such_job(),
         },
-        Operation::Stream(job) => match known(job) {
-            Ok(job) => Begun::Chunks {
-                job,
-                until: until(STREAM_HOLD),
-            },
-            Err(unknown) => unknown,
+        Operation::Stream { job, wait } => match job {
+            Some(job) => {
+                let until = until(wait);
+                return Begun::Chunks { job, until };
+            }
+            None => no_such_job(),
         },
-        Operation::Cancel(job) => Begun::Done(about(job, |job| {
+        Operation::Cancel(job) => about(job, |job| {
             let view = shared.jobs(|jobs, now| jobs.cancel(id, job, now))?;
             Some(Answer::json(&cancelled(view)))
-        })),
-        Operation::Retry(job) => Begun::Done(about(job, |job| {
+        }),
+        Operation::Retry(job) => about(job, |job| {
             let requeued = shared.jobs(|jobs, now| jobs.retry(id, job, now))?;
             Some(if requeued {
                 Answer::json(&Brief::new(job, State::InQueue))
@@ -101,19 +93,18 @@ pub(super) fn begin(
                 // What the service answers is unknown.
                 bad_request("only FAILED and TIMED_OUT jobs can be retried")
             })
-        })),
-        Operation::PurgeQueue => {
-            let removed = shared.jobs(|jobs, _| jobs.purge(id));
-            let status = "completed";
-            Begun::Done(Answer::json(&Purged { removed, status }))
-        }
-        Operation::Health => Begun::Done(Answer::json(&shared.jobs(|jobs, _| jobs.health(id)))),
-        Operation::Requests => {
-            let requests = shared.jobs(|jobs, _| jobs.open(id, MOST_LISTED));
-            Begun::Done(Answer::json(&Requests { requests }))
-        }
-        Operation::OpenAi(tail) => openai::begin(shared, endpoint, tail, body),
-    }
+        }),
+        Operation::PurgeQueue => Answer::json(&Purged {
+            removed: shared.jobs(|jobs, _| jobs.purge(id)),
+            status: "completed",
+        }),
+        Operation::Health => Answer::json(&shared.jobs(|jobs, _| jobs.health(id))),
+        Operation::Requests => Answer::json(&Requests {
+            requests: shared.jobs(|jobs, _| jobs.open(id, MOST_LISTED)),
+        }),
+        Operation::OpenAi(route) => return openai::begin(shared, endpoint, route, body),
+    };
+    Begun::Done(answer)
 }
 
 /// Waits as long as there is something to wait for.
@@ -167,8 +158,8 @@ async fn hold(
     }
 }
 
-fn about(job: &str, act: impl FnOnce(JobId) -> Option<Answer>) -> Answer {
-    JobId::parse(job).and_then(act).unwrap_or_else(no_such_job)
+fn about(job: Option<JobId>, act: impl FnOnce(JobId) -> Option<Answer>) -> Answer {
+    job.and_then(act).unwrap_or_else(no_such_job)
 }
 
 fn no_such_job() -> Answer {

@@ -85,7 +85,7 @@ fn parse_tokens(text: &str) -> Option<u32> {
 }
 
 /// `3s`, `250ms`, `5m`; whole numbers.
-fn parse_span(text: &str) -> Option<Duration> {
+pub(super) fn parse_span(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let amount: u64 = text[..digits].parse().ok()?;
     match &text[digits..] {

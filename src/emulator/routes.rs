@@ -6,24 +6,67 @@ use std::time::Duration;
 
 use http::Method;
 
+use super::id::JobId;
 use super::limits::Group;
 
-/// An operation and what its path names; job ids are text, as given.
+/// An operation, and what its path and query say. No job: the text there names none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation<'a> {
+pub(super) enum Operation {
     Run,
-    RunSync,
-    Status(&'a str),
-    StatusSync(&'a str),
-    Stream(&'a str),
-    Cancel(&'a str),
-    Retry(&'a str),
+    RunSync {
+        wait: Duration,
+    },
+    Status {
+        job: Job,
+        ttl: Option<Duration>,
+    },
+    StatusSync {
+        job: Job,
+        wait: Duration,
+    },
+    Stream {
+        job: Job,
+        wait: Duration,
+    },
+    Cancel(Job),
+    Retry(Job),
     PurgeQueue,
     Health,
     Requests,
-    /// What follows `openai/`.
-    OpenAi(&'a str),
+    /// No route: the worker has none of that name.
+    OpenAi(Option<OpenAiRoute>),
 }
+
+type Job = Option<JobId>;
+
+/// What follows `openai/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OpenAiRoute {
+    Chat,
+    Completion,
+    Models,
+}
+
+impl OpenAiRoute {
+    const ALL: [OpenAiRoute; 3] = [
+        OpenAiRoute::Chat,
+        OpenAiRoute::Completion,
+        OpenAiRoute::Models,
+    ];
+
+    pub const fn path(self) -> &'static str {
+        match self {
+            OpenAiRoute::Chat => "v1/chat/completions",
+            OpenAiRoute::Completion => "v1/completions",
+            OpenAiRoute::Models => "v1/models",
+        }
+    }
+}
+
+/// 90 s (contract, section 1.3); for `status-sync` no default is documented, and it is the same wait.
+const HOLD: Duration = Duration::from_secs(90);
+/// 10 s (contract, section 1.6).
+const STREAM_HOLD: Duration = Duration::from_secs(10);
 
 /// Why there is no operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +81,8 @@ pub(super) enum NoRoute {
 pub(super) fn route<'a>(
     method: &Method,
     path: &'a str,
-) -> Result<(&'a str, Operation<'a>), NoRoute> {
+    query: Option<&str>,
+) -> Result<(&'a str, Operation), NoRoute> {
     let (endpoint, rest) = path
         .strip_prefix("/v2/")
         .and_then(|rest| rest.split_once('/'))
@@ -46,7 +90,7 @@ pub(super) fn route<'a>(
     if !is_name(endpoint) {
         return Err(NoRoute::Path);
     }
-    let operation = operation(rest).ok_or(NoRoute::Path)?;
+    let operation = operation(rest, query).ok_or(NoRoute::Path)?;
     let allowed = operation.methods();
     if allowed.split(", ").any(|name| name == method.as_str()) {
         Ok((endpoint, operation))
@@ -55,26 +99,46 @@ pub(super) fn route<'a>(
     }
 }
 
-fn operation(rest: &str) -> Option<Operation<'_>> {
+fn operation(rest: &str, query: Option<&str>) -> Option<Operation> {
     match rest {
         "run" => return Some(Operation::Run),
-        "runsync" => return Some(Operation::RunSync),
+        "runsync" => {
+            let wait = wait(query, HOLD);
+            return Some(Operation::RunSync { wait });
+        }
         "purge-queue" => return Some(Operation::PurgeQueue),
         "health" => return Some(Operation::Health),
         "requests" => return Some(Operation::Requests),
         _ => {}
     }
     let (name, tail) = rest.split_once('/')?;
-    let operation = match name {
-        "status" => Operation::Status(tail),
-        "status-sync" => Operation::StatusSync(tail),
-        "stream" => Operation::Stream(tail),
-        "cancel" => Operation::Cancel(tail),
-        "retry" => Operation::Retry(tail),
-        "openai" => return (!tail.is_empty()).then_some(Operation::OpenAi(tail)),
-        _ => return None,
-    };
-    is_name(tail).then_some(operation)
+    if name == "openai" {
+        let route = OpenAiRoute::ALL
+            .into_iter()
+            .find(|route| route.path() == tail);
+        return (!tail.is_empty()).then_some(Operation::OpenAi(route));
+    }
+    if !is_name(tail) {
+        return None;
+    }
+    let job = JobId::parse(tail);
+    match name {
+        "status" => {
+            let ttl = millis(query, "ttl");
+            Some(Operation::Status { job, ttl })
+        }
+        "status-sync" => {
+            let wait = wait(query, HOLD);
+            Some(Operation::StatusSync { job, wait })
+        }
+        "stream" => {
+            let wait = wait(query, STREAM_HOLD);
+            Some(Operation::Stream { job, wait })
+        }
+        "cancel" => Some(Operation::Cancel(job)),
+        "retry" => Some(Operation::Retry(job)),
+        _ => None,
+    }
 }
 
 /// Endpoint and job ids (contract, sections 1.1 and 2).
@@ -83,13 +147,16 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && text.bytes().all(letter)
 }
 
-impl Operation<'_> {
+impl Operation {
     /// As in the contract's table: the official SDKs use both for the status family.
     fn methods(self) -> &'static str {
         match self {
-            Operation::Status(_) | Operation::StatusSync(_) | Operation::Stream(_) => "GET, POST",
-            Operation::Health | Operation::Requests => "GET",
-            Operation::OpenAi(tail) if tail.starts_with("v1/models") => "GET",
+            Operation::Status { .. } | Operation::StatusSync { .. } | Operation::Stream { .. } => {
+                "GET, POST"
+            }
+            Operation::Health
+            | Operation::Requests
+            | Operation::OpenAi(Some(OpenAiRoute::Models)) => "GET",
             _ => "POST",
         }
     }
@@ -97,8 +164,10 @@ impl Operation<'_> {
     pub fn group(self) -> Group {
         match self {
             Operation::Run => Group::Run,
-            Operation::RunSync => Group::RunSync,
-            Operation::Status(_) | Operation::StatusSync(_) | Operation::Stream(_) => Group::Status,
+            Operation::RunSync { .. } => Group::RunSync,
+            Operation::Status { .. } | Operation::StatusSync { .. } | Operation::Stream { .. } => {
+                Group::Status
+            }
             Operation::Cancel(_) => Group::Cancel,
             Operation::Retry(_) => Group::Retry,
             Operation::PurgeQueue => Group::PurgeQueue,
@@ -114,14 +183,14 @@ impl Operation<'_> {
     pub fn body_limit(self) -> usize {
         match self {
             Operation::Run => 10 << 20,
-            Operation::RunSync | Operation::OpenAi(_) => 20 << 20,
+            Operation::RunSync { .. } | Operation::OpenAi(_) => 20 << 20,
             _ => 1 << 20,
         }
     }
 }
 
 /// A whole number of milliseconds in the query; `None` if it is absent or no number.
-pub(super) fn millis(query: Option<&str>, key: &str) -> Option<Duration> {
+fn millis(query: Option<&str>, key: &str) -> Option<Duration> {
     let pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
     let value = pairs.into_iter().find(|(name, _)| *name == key)?.1;
     value.parse().ok().map(Duration::from_millis)
@@ -129,7 +198,7 @@ pub(super) fn millis(query: Option<&str>, key: &str) -> Option<Duration> {
 
 /// `wait`: how long a call may be held, from 1 s to 300 s (contract, sections 1.3 and 1.6). What the
 /// service does outside of that is unknown; here it is the nearer end.
-pub(super) fn wait(query: Option<&str>, default: Duration) -> Duration {
+fn wait(query: Option<&str>, default: Duration) -> Duration {
     let wait = millis(query, "wait").unwrap_or(default);
     wait.clamp(Duration::from_secs(1), Duration::from_secs(300))
 }
@@ -157,7 +226,7 @@ mod tests {
         for (rest, methods, group) in rows {
             let path = format!("/v2/my_ep-1/{rest}");
             for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE] {
-                let routed = route(&method, &path);
+                let routed = route(&method, &path, None);
                 if methods.contains(method.as_str()) {
                     let (endpoint, operation) = routed.unwrap();
                     assert_eq!((endpoint, operation.group()), ("my_ep-1", group), "{path}");
@@ -186,7 +255,11 @@ mod tests {
             "/v1/ep/run",
             "/v2/ep/walk",
         ] {
-            assert_eq!(route(&Method::POST, path), Err(NoRoute::Path), "{path}");
+            assert_eq!(
+                route(&Method::POST, path, None),
+                Err(NoRoute::Path),
+                "{path}"
+            );
         }
     }
 
