@@ -99,7 +99,11 @@ pub(super) fn endpoints(
                 continue;
             }
         };
-        if let Some((_, above)) = rules.iter().find(|(r, _)| r.pattern.covers(&pattern)) {
+        // Only a star covers another pattern: the same one twice is a fault already.
+        let mut wide = rules
+            .iter()
+            .filter(|(r, _)| r.pattern.as_str().contains('*'));
+        if let Some((_, above)) = wide.find(|(rule, _)| rule.pattern.covers(&pattern)) {
             let fault = at.key_fault("this rule is never reached: the first match wins");
             let fault = fault.also(above.key_place(), "takes all it could match");
             faults.push(fault.label("put it above"));

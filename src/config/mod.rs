@@ -2,7 +2,7 @@
 //!
 //! Read in this order: the file's text becomes a plain tree (`raw`), the tree is checked key by
 //! key (`read`, `schema`) and written over the preset (`bridge`, `groups`), and what comes out is
-//! a [`Config`]. What was wrong comes out as [`Faults`].
+//! a [`Config`]. What was wrong comes out as [`Faults`]. `reading` is that way in one place.
 //!
 //! No clock, no threads; the only I/O is reading the file ([`Config::load`]) and, later and
 //! elsewhere, a secret ([`secret::SecretSource::resolve`]). A reload is another module's business.

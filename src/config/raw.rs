@@ -18,6 +18,10 @@ use serde::de::{SeqAccess, VariantAccess, Visitor};
 /// ends here, a file of a thousand endpoints does not.
 const MOST_VALUES: usize = 200_000;
 
+/// So many brackets may be open at once. Those in comments and quotes are counted too, so this is
+/// far above what the parser takes.
+const DEEPEST: usize = 1_000;
+
 /// One value of the document.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -72,10 +76,34 @@ pub struct Malformed {
 
 /// The tree of `text`. A text without content is [`Value::Nothing`].
 pub fn parse(text: &str) -> Result<Value, Malformed> {
+    if let Some(at) = too_deep(text) {
+        return Err(Malformed {
+            why: format!("more than {DEEPEST} brackets inside each other"),
+            at: Some(at),
+            begun: None,
+        });
+    }
     let left = Cell::new(MOST_VALUES);
     Grow { left: &left }
         .deserialize(serde_yaml::Deserializer::from_str(text))
         .map_err(|error| malformed(text, &error))
+}
+
+/// The parser's time grows with the square of the depth: it takes minutes for a megabyte of
+/// brackets. It stops at a depth of 128 itself, but only after that.
+fn too_deep(text: &str) -> Option<usize> {
+    let mut depth = 0_usize;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return Some(at);
+        }
+    }
+    None
 }
 
 /// Byte offset at which the part named by `steps` begins, if there is such a part.

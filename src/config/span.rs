@@ -10,17 +10,15 @@ const MOST_COVERED: usize = 100;
 
 /// The bytes to underline. On character boundaries, on one line, never empty but at a line's end.
 pub(super) fn of(text: &str, place: &Place) -> Option<Range<usize>> {
-    let (start, flow) = match place {
-        Place::Part(steps) => {
-            let start = raw::locate(text, steps)?;
-            (start, in_flow(text, steps))
-        }
-        Place::Offset(offset) => (*offset, false),
+    let (start, steps) = match place {
+        Place::Part(steps) => (raw::locate(text, steps)?, Some(steps)),
+        Place::Offset(offset) => (*offset, None),
         Place::Given { .. } | Place::Nowhere => return None,
     };
     let start = (0..=start.min(text.len()))
         .rev()
         .find(|at| text.is_char_boundary(*at))?;
+    let flow = || steps.is_some_and(|steps| in_flow(text, steps, start));
     Some(start..start + extent(&text[start..], flow))
 }
 
@@ -47,8 +45,14 @@ pub(super) fn lines(
     (from..to, position(text, start).0)
 }
 
-/// Whether a part stands between the brackets of a `{ }` or `[ ]`, where a comma ends it.
-fn in_flow(text: &str, steps: &[Step]) -> bool {
+/// Whether the part that begins at `start` stands between the brackets of a `{ }` or `[ ]`, where
+/// a comma ends it.
+fn in_flow(text: &str, steps: &[Step], start: usize) -> bool {
+    let line = lines(text, &(start..start), None).0;
+    if text[line.start..start].contains(['{', '[']) {
+        // Almost always so, and spares a parse. Wrong only for a bracket in a quoted key.
+        return true;
+    }
     let Some((_, parents)) = steps.split_last() else {
         return false;
     };
@@ -56,27 +60,36 @@ fn in_flow(text: &str, steps: &[Step]) -> bool {
     raw::locate(text, parents).is_some_and(bracket)
 }
 
-/// How many bytes of `rest`'s first line belong to the part that begins there.
-fn extent(rest: &str, flow: bool) -> usize {
+/// How many bytes of `rest`'s first line belong to the part that begins there. `flow` is only
+/// asked where it matters.
+fn extent(rest: &str, flow: impl FnOnce() -> bool) -> usize {
     let line = rest.lines().next().unwrap_or_default();
     let length = match line.chars().next() {
         None => 0,
         Some('"') => quoted(line, '"'),
         Some('\'') => quoted(line, '\''),
         Some('{' | '[') => bracketed(line),
-        Some(_) => plain(line, flow),
+        Some(_) => {
+            let flow = line.contains([',', ']', '}', '[', '{']) && flow();
+            plain(line, flow)
+        }
     };
     line[..length].trim_end().len()
 }
 
+/// To the closing quote. Within single quotes a quote is written twice, within double ones behind
+/// a backslash.
 fn quoted(line: &str, quote: char) -> usize {
-    let mut escaped = false;
-    for (at, c) in line.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if quote == '"' => escaped = true,
-            _ if c == quote => return at + 1,
-            _ => {}
+    let mut characters = line.char_indices().skip(1).peekable();
+    while let Some((at, c)) = characters.next() {
+        let escapes = match quote {
+            '"' => c == '\\',
+            _ => c == quote && characters.peek().is_some_and(|(_, next)| *next == quote),
+        };
+        if escapes {
+            characters.next();
+        } else if c == quote {
+            return at + 1;
         }
     }
     line.len()
@@ -220,7 +233,7 @@ fn cover_value(text: &str, bytes: &mut [u8], steps: &[Step]) {
         return;
     };
     bytes[span.clone()].fill(b'*');
-    if in_flow(text, steps) {
+    if in_flow(text, steps, span.start) {
         return;
     }
     let key = match steps.split_last() {
@@ -293,5 +306,75 @@ fn cover_runpod_keys(bytes: &mut [u8]) {
             bytes[at] = b'*';
             at += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        let tree = raw::parse(text).ok();
+        let shown = covered(text, tree.as_ref());
+        assert_eq!(shown.len(), text.len());
+        shown
+    }
+
+    #[test]
+    fn secrets_are_covered_wherever_they_stand() {
+        for text in [
+            "api_key: hunter2\n",
+            "a: [{ Api-Key: 'hunter2', b: c }]\n",
+            "api_key:\n  hunter2\n  hunter2\nb: c\n",
+            "api_key: >-\n  hunter2\n\n   hunter2\nb: c\n",
+            "token: { a: [hunter2, { b: hunter2 }] }\n",
+            "upstream: { api_key: { env: 'hunter2!' } }\n",
+            "not: [yaml\npassword: hunter2\n",
+            "url: http://a:hunter2@b/c\n",
+            "apikye: hunter2\n",
+            &"secret: hunter2\n".repeat(MOST_COVERED + 1),
+        ] {
+            assert!(!shown(text).contains("hunter2"), "{}", shown(text));
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_stays() {
+        for text in [
+            "api_key: { file: /run/secrets/runpod }\nlisten: x\n",
+            "api_key: { env: RUNPOD_API_KEY }\n",
+            "keep_alive: 75s # a@b\n",
+            "- not\n: yaml {\nlisten: 127.0.0.1:1\n",
+        ] {
+            assert_eq!(shown(text), text);
+        }
+    }
+
+    #[test]
+    fn a_part_ends_where_it_ends() {
+        for (text, part) in [
+            ("a: b c # d", "b c"),
+            ("a: 'b # ''c''' # d", "'b # ''c'''"),
+            ("a: \"b\\\"c\" # d", "\"b\\\"c\""),
+            ("a: b, c", "b, c"),
+            ("a: [b, c] # d", "[b, c]"),
+            ("a: {\n  b: c, d: e }", "{"),
+        ] {
+            let span = of(text, &Place::Part(vec![Step::Value(0)]));
+            assert_eq!(span.map(|span| &text[span]), Some(part));
+        }
+        let text = "a: {\n  b: c, d: e }";
+        let steps = vec![Step::Value(0), Step::Value(0)];
+        assert_eq!(
+            of(text, &Place::Part(steps)).map(|span| &text[span]),
+            Some("c")
+        );
+    }
+
+    #[test]
+    fn what_is_quoted_is_short_and_harmless() {
+        assert_eq!(quote("a\u{1b}[1m\n"), "`a\\u{1b}[1m\\n`");
+        assert_eq!(quote("rpa_ABC"), "`rpa_***`");
+        assert_eq!(quote(&"ü".repeat(100)), format!("`{}...`", "ü".repeat(60)));
     }
 }
