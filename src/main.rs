@@ -9,6 +9,7 @@ use podgate::config::Config;
 use podgate::config::check::{self, Verdict};
 use podgate::config::overrides::{Given, Overrides};
 use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::serve::StartError;
 use podgate::{demo, serve};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -79,10 +80,6 @@ fn run_check(file: &Path) -> ExitCode {
 
 impl ServeArgs {
     fn config(self) -> Result<Config, String> {
-        let config = match &self.config {
-            Some(file) => Config::load(file).map_err(|error| error.to_string())?,
-            None => Config::preset(),
-        };
         let given = |name: &str, text: Option<String>| text.map(|text| Given::new(name, text));
         let overrides = Overrides {
             listen: given("--listen", self.listen),
@@ -90,7 +87,12 @@ impl ServeArgs {
             upstream: given("--upstream", self.upstream),
             workers: given("--workers", self.workers),
         };
-        config.with(&overrides).map_err(|faults| faults.to_string())
+        match &self.config {
+            Some(file) => Config::load_with(file, &overrides).map_err(|error| error.to_string()),
+            None => Config::preset()
+                .with(&overrides)
+                .map_err(|faults| faults.to_string()),
+        }
     }
 }
 
@@ -111,7 +113,14 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         Ok(running) => running,
         Err(error) => {
             eprintln!("podgate: {error}");
-            return ExitCode::FAILURE;
+            return match error {
+                StartError::Bind { .. } | StartError::Metrics(_) | StartError::Thread(_) => {
+                    ExitCode::FAILURE
+                }
+                StartError::Key(_) | StartError::Field(_) | StartError::Tls(_) => {
+                    ExitCode::from(BAD_USAGE)
+                }
+            };
         }
     };
     eprintln!(

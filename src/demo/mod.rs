@@ -1,7 +1,7 @@
 //! `podgate demo`: an emulated API, the gateway before it, and callers of different appetites, all
 //! on loopback. What is shown is what the emulator saw.
 
-mod client;
+pub mod client;
 mod callers;
 mod report;
 

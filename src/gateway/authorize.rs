@@ -37,8 +37,11 @@ impl Accepted {
     /// The credential a request carries, if it carries one.
     pub fn credential(&self, headers: &HeaderMap) -> Option<Credential> {
         let value = headers.get(AUTHORIZATION)?.as_bytes().trim_ascii();
-        let bare = match value.split_at_checked(7) {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => rest.trim_ascii(),
+        let bare = match value.split_at_checked(b"bearer".len()) {
+            Some((scheme, [])) if scheme.eq_ignore_ascii_case(b"bearer") => return None,
+            Some((scheme, rest @ [b' ', ..])) if scheme.eq_ignore_ascii_case(b"bearer") => {
+                rest.trim_ascii()
+            }
             _ => value,
         };
         (!bare.is_empty()).then(|| Credential(self.hasher.hash_one(bare)))
