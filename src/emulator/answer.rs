@@ -36,8 +36,10 @@ impl Answer {
 
     /// 200, always: any other success breaks a client (contract, section 1.2).
     pub fn json(value: &impl Serialize) -> Self {
-        match serde_json::to_vec(value) {
-            Ok(body) => {
+        // Room for most answers.
+        let mut body = Vec::with_capacity(384);
+        match serde_json::to_writer(&mut body, value) {
+            Ok(()) => {
                 let content = Content::Whole(body.into());
                 Self::new(StatusCode::OK, "application/json", content)
             }

@@ -24,7 +24,7 @@ impl JobId {
             None => (false, text),
         };
         let uuid = text.strip_suffix(SUFFIX)?.as_bytes();
-        if uuid.len() != 36 {
+        if uuid.len() != UUID {
             return None;
         }
         let mut value = 0_u128;
@@ -46,26 +46,44 @@ impl JobId {
     }
 }
 
+/// The longest text of an id.
+const TEXT: usize = SYNC_PREFIX.len() + UUID + SUFFIX.len();
+const UUID: usize = 36;
+
+impl JobId {
+    /// Its text, written into `buffer`.
+    fn text(self, buffer: &mut [u8; TEXT]) -> &str {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let (prefix, rest) = buffer.split_at_mut(SYNC_PREFIX.len());
+        let (uuid, suffix) = rest.split_at_mut(UUID);
+        prefix.copy_from_slice(SYNC_PREFIX.as_bytes());
+        suffix.copy_from_slice(SUFFIX.as_bytes());
+        let mut value = self.uuid;
+        for (at, byte) in uuid.iter_mut().enumerate().rev() {
+            *byte = match at {
+                8 | 13 | 18 | 23 => b'-',
+                _ => {
+                    let digit = HEX[(value & 0xf) as usize];
+                    value >>= 4;
+                    digit
+                }
+            };
+        }
+        let start = if self.sync { 0 } else { SYNC_PREFIX.len() };
+        // All of it is ASCII.
+        std::str::from_utf8(&buffer[start..]).unwrap_or_default()
+    }
+}
+
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        let mut text = [b'-'; 36];
-        let mut rest = self.uuid;
-        for (at, byte) in text.iter_mut().enumerate().rev() {
-            if !matches!(at, 8 | 13 | 18 | 23) {
-                *byte = HEX[(rest & 0xf) as usize];
-                rest >>= 4;
-            }
-        }
-        f.write_str(if self.sync { SYNC_PREFIX } else { "" })?;
-        f.write_str(std::str::from_utf8(&text).unwrap_or_default())?;
-        f.write_str(SUFFIX)
+        f.write_str(self.text(&mut [0; TEXT]))
     }
 }
 
 impl serde::Serialize for JobId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(self.text(&mut [0; TEXT]))
     }
 }
 

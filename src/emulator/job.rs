@@ -219,7 +219,7 @@ impl Job {
                 };
                 started + step.min(self.order.execution_timeout)
             }
-            (_, _, Some(ended)) => ended + retention,
+            (_, _, Some(ended)) => ended.saturating_add(retention),
             _ => self.expires,
         };
         next.min(self.expires)

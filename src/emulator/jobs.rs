@@ -67,7 +67,8 @@ pub struct Jobs {
     keeping: Keeping,
     random: Random,
     sites: Vec<Site>,
-    jobs: HashMap<JobId, Job>,
+    /// Boxed: a table has room to spare, and a job is some 400 bytes.
+    jobs: HashMap<JobId, Box<Job>>,
     bytes: usize,
     timers: BTreeSet<(Duration, Timer)>,
     ended: BTreeSet<(Duration, JobId)>,
@@ -134,7 +135,7 @@ impl Jobs {
         let ticket = self.ticket();
         let job = Job::new(endpoint.0, order, ticket, now);
         self.bytes += job.bytes();
-        self.jobs.insert(id, job);
+        self.jobs.insert(id, Box::new(job));
         self.sites[endpoint.0].queue.insert(ticket, id);
         self.arm(id);
         self.dispatch(endpoint, now);
@@ -223,7 +224,8 @@ impl Jobs {
     }
 
     fn find(&self, endpoint: EndpointId, id: JobId) -> Option<&Job> {
-        self.jobs.get(&id).filter(|job| job.endpoint == endpoint.0)
+        let job = self.jobs.get(&id)?;
+        (job.endpoint == endpoint.0).then_some(job)
     }
 
     fn ticket(&mut self) -> u64 {

@@ -366,3 +366,32 @@ fn a_job_belongs_to_its_endpoint() {
     assert!(world.jobs.retry(other, id, at(0)).is_none());
     assert!(world.jobs.drain(other, id).is_none());
 }
+
+#[test]
+fn many_jobs_have_one_timer_each_and_leave_nothing_behind() {
+    let mut world = World::new(50);
+    for k in 0..20_000 {
+        let input = match k % 4 {
+            0 => r#"{"sleep": 0.5}"#,
+            1 => r#"{"fail": "x"}"#,
+            2 => r#"{"n": 3, "gap": 0.1}"#,
+            _ => r#"{"lost": 1}"#,
+        };
+        let id = world.submit(k, order(input));
+        if k % 7 == 0 {
+            world.jobs.cancel(world.endpoint, id, at(k));
+        }
+    }
+    assert_eq!(world.jobs.timers.len(), world.jobs.jobs.len());
+    world.jobs.advance(Duration::from_secs(2 * 24 * 3600));
+    let jobs = &world.jobs;
+    assert_eq!(
+        (jobs.jobs.len(), jobs.timers.len(), jobs.ended.len()),
+        (0, 0, 0)
+    );
+    let health = jobs.health(world.endpoint);
+    assert_eq!(
+        (jobs.bytes, health.workers.idle, health.jobs.in_queue),
+        (0, 50, 0)
+    );
+}

@@ -6,6 +6,11 @@
 //! plainest reading, and the code says so. It remembers what it saw (`GET /__emulator/stats`), forgets
 //! it on request (`POST /__emulator/reset`), and misbehaves on request (`POST /__emulator/faults`).
 //!
+//! The memory: `{"endpoints": {ENDPOINT: {GROUP: {arrived, accepted, refused: {rate, concurrency,
+//! backlog}, max_in_window, max_in_flight, min_d_over_w, promise2: {intervals, w_over_mean_d}}}},
+//! "submissions": {distinct, repeated}, "webhooks": {delivered, failed}}`; what the figures mean is
+//! said in [`witness`]. `min_d_over_w` and `w_over_mean_d` are null as long as there are none.
+//!
 //! What a simulated handler does is said by the job's own `input`: see [`script`].
 //!
 //! It imports nothing of the limiter it is a witness for. What has no I/O ([`policer`], [`witness`],
