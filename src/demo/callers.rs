@@ -91,8 +91,31 @@ impl Tallies {
     }
 }
 
+/// The keys the callers use, one a caller.
+const KEYS: [&str; 6] = [
+    "key-hog",
+    "key-batch",
+    "key-small-1",
+    "key-small-2",
+    "key-small-3",
+    "key-poller",
+];
+
 /// Lets them all loose on `target`.
-pub fn start(target: SocketAddr) -> Tallies {
+///
+/// Each key is used once before: a gateway cannot tell callers of one address apart by keys that
+/// the upstream has never accepted.
+pub async fn start(target: SocketAddr) -> Tallies {
+    for key in KEYS {
+        let health = format!("{ENDPOINT}/health");
+        // If that fails the callers say so soon enough.
+        drop(
+            Client::new(target, key)
+                .call(Method::GET, &health, "")
+                .await,
+        );
+    }
+    let [hog_key, batch_key, small_1, small_2, small_3, poller_key] = KEYS;
     let mut tasks = JoinSet::new();
     let mut each = Vec::new();
     let mut tally = |name| {
@@ -103,28 +126,25 @@ pub fn start(target: SocketAddr) -> Tallies {
 
     let hog = tally("hog: 300 submitters without a pause");
     for _ in 0..300 {
-        tasks.spawn(submit_always(Client::new(target, "key-hog"), hog.clone()));
+        tasks.spawn(submit_always(Client::new(target, hog_key), hog.clone()));
     }
     let batch = tally("batch: 150 submissions every 15 s");
     for _ in 0..150 {
         tasks.spawn(submit_in_bursts(
-            Client::new(target, "key-batch"),
+            Client::new(target, batch_key),
             batch.clone(),
         ));
     }
     for (name, key) in [
-        ("small 1: a submission a second", "key-small-1"),
-        ("small 2: a submission a second", "key-small-2"),
-        ("small 3: a submission a second", "key-small-3"),
+        ("small 1: a submission a second", small_1),
+        ("small 2: a submission a second", small_2),
+        ("small 3: a submission a second", small_3),
     ] {
         tasks.spawn(submit_steadily(Client::new(target, key), tally(name)));
     }
     let poller = tally("poller: 60 status polls at once");
     for _ in 0..60 {
-        tasks.spawn(poll_always(
-            Client::new(target, "key-poller"),
-            poller.clone(),
-        ));
+        tasks.spawn(poll_always(Client::new(target, poller_key), poller.clone()));
     }
     Tallies { each, tasks }
 }

@@ -183,7 +183,7 @@ fn watch(
     length: Option<Duration>,
 ) -> Result<Figures, DemoError> {
     runtime.block_on(async {
-        let tallies = callers::start(target);
+        let tallies = callers::start(target).await;
         let started = now();
         let end = length.map(|length| started + length);
         let mut ticks = interval(Duration::from_secs(1));
