@@ -214,8 +214,10 @@ impl LocalLane {
 
     /// No more of the request will be written; its last byte went out at `last_byte`.
     pub fn sent(&mut self, slot: &mut Slot, last_byte: Timestamp, now: Timestamp) {
+        // Its age counts: on a clock that was set back, the instant itself may be a W ago here.
+        let age = now.since(last_byte);
         let now = self.advance(now);
-        self.ledger.sent(slot, last_byte.min(now));
+        self.ledger.sent(slot, now.before(age));
     }
 
     /// The head of the final response came, and it was no 429.
@@ -285,11 +287,7 @@ impl LocalLane {
     pub fn poll(&mut self, now: Timestamp, mut settled: impl FnMut(Settled)) -> Option<Timestamp> {
         let before = self.now;
         let now = self.advance(now);
-        self.expire(
-            Timestamp::from_nanos(now.as_nanos().saturating_sub(1)),
-            now,
-            &mut settled,
-        );
+        self.expire(now.before(Duration::from_nanos(1)), now, &mut settled);
         let (due, wake) = self.grant(before, now, &mut settled);
         self.expire(now, now, &mut settled);
         self.due = due.filter(|_| !self.lane.queue().is_empty());
