@@ -322,7 +322,7 @@ impl LocalLane {
         settled: &mut impl FnMut(Settled),
     ) -> (Option<Timestamp>, Option<Timestamp>) {
         let mut eligible = Eligible::All;
-        let mut held_until = None;
+        let (mut held_until, mut grows) = (None, None);
         loop {
             let until = match self.lane.next(eligible, now) {
                 Next::Idle => None,
@@ -341,13 +341,18 @@ impl LocalLane {
                         until,
                     }) => {
                         held_until = until;
+                        grows = self.lane.throttle().grows_at();
                         eligible = Eligible::ShortOnly;
                         continue;
                     }
-                    Err(Denied { until, .. }) => until,
+                    Err(Denied { until, .. }) => {
+                        grows = self.lane.throttle().grows_at();
+                        [until, grows].into_iter().flatten().min()
+                    }
                 },
             };
-            return (until, [until, held_until].into_iter().flatten().min());
+            let wake = [until, held_until, grows].into_iter().flatten().min();
+            return (until, wake);
         }
     }
 

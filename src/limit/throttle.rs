@@ -152,6 +152,13 @@ impl Throttle {
         }
     }
 
+    /// When the limits in force grow by time alone, if somebody waits until then without a 429.
+    pub fn grows_at(&self) -> Option<Timestamp> {
+        let learnt = self.effective.requests < self.base.requests
+            || self.effective.concurrency < self.base.concurrency;
+        learnt.then(|| self.window_start + self.window())
+    }
+
     fn open(&mut self) {
         self.gate = Gate::Open;
         self.probe_missed = None;
@@ -160,9 +167,7 @@ impl Throttle {
     /// A whole W without a 429 in which somebody waited.
     fn clean_window(&mut self) {
         self.pause = Duration::ZERO;
-        let full = self.effective.requests == self.base.requests
-            && self.effective.concurrency == self.base.concurrency;
-        if !full {
+        if self.grows_at().is_some() {
             let give = |now: u32, base: u32| {
                 let step = u64::from(base) * u64::from(self.step) / 100;
                 let more = u32::try_from(step).unwrap_or(u32::MAX).max(1);
