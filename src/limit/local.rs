@@ -288,20 +288,30 @@ impl LocalLane {
         let before = self.now;
         let now = self.advance(now);
         self.expire(now.before(Duration::from_nanos(1)), now, &mut settled);
-        let (due, wake) = self.grant(before, now, &mut settled);
-        self.expire(now, now, &mut settled);
+        let (mut due, mut wake) = self.grant(before, now, &mut settled);
+        // Who goes may have been the last short call: then the probe is no longer waited for.
+        if self.expire(now, now, &mut settled) {
+            (due, wake) = self.grant(before, now, &mut settled);
+        }
         self.due = due.filter(|_| !self.lane.queue().is_empty());
         let deadline = self.lane.first_deadline().map(|(deadline, _)| deadline);
         let wake = wake.filter(|_| !self.lane.queue().is_empty());
         [wake, deadline].into_iter().flatten().min()
     }
 
-    /// Sheds whoever's deadline is at or before `until`.
-    fn expire(&mut self, until: Timestamp, now: Timestamp, settled: &mut impl FnMut(Settled)) {
+    /// Sheds whoever's deadline is at or before `until`. `true` if there was anybody.
+    fn expire(
+        &mut self,
+        until: Timestamp,
+        now: Timestamp,
+        settled: &mut impl FnMut(Settled),
+    ) -> bool {
+        let mut expired = false;
         while let Some((deadline, waiter)) = self.lane.first_deadline() {
             if deadline > until {
-                return;
+                break;
             }
+            expired = true;
             let flow = self.lane.queue().get(waiter).map(|waiter| waiter.flow);
             self.lane.leave(waiter);
             let earliest = self.ledger.nth_admission(1, now);
@@ -311,6 +321,7 @@ impl LocalLane {
             let shed = self.with_hold(Shed::WaitExpired { retry_after });
             settled(Settled::Shed(waiter, shed));
         }
+        expired
     }
 
     /// Admits while anything may go. Returns when the next one could, once as what time alone
