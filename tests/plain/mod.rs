@@ -137,7 +137,11 @@ pub struct Wait {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Admitted,
+    /// On arrival.
     Shed,
+    /// By a newcomer to a full queue.
+    Evicted,
+    Expired,
     Left,
 }
 
@@ -186,7 +190,7 @@ pub struct World {
     /// Arrival numbers of the waits that had one, for those who come back.
     numbers: Vec<u64>,
     wake: Option<Timestamp>,
-    /// Instants at which the lane is polled beyond those it asked for.
+    /// While somebody waits, the lane is polled this often beyond the instants it asked for.
     pub grid: Option<Duration>,
 }
 
@@ -346,7 +350,7 @@ impl World {
                 self.waiting.push((waiter, wait));
                 if let Some((victim, _)) = evicted {
                     let wait = self.no_longer_waits(victim);
-                    self.wait_ends(wait, Fate::Shed);
+                    self.wait_ends(wait, Fate::Evicted);
                 }
             }
             Verdict::Shed(_) => self.wait_ends(wait, Fate::Shed),
@@ -503,7 +507,7 @@ impl World {
                 .wake
                 .map(|wake| wake + self.behind)
                 .filter(|&wake| wake > self.now);
-            let tick = self.grid.map(|step| {
+            let tick = self.grid.filter(|_| self.is_waiting()).map(|step| {
                 let steps = self.now.since(START).as_nanos() / step.as_nanos() + 1;
                 START + step * steps as u32
             });
@@ -531,7 +535,10 @@ impl World {
                 }
                 Settled::Shed(waiter, _) => {
                     let wait = self.no_longer_waits(waiter);
-                    self.wait_ends(wait, Fate::Shed);
+                    if self.behind.is_zero() {
+                        assert_eq!(self.now, self.waits[wait].deadline, "sheds before its time");
+                    }
+                    self.wait_ends(wait, Fate::Expired);
                 }
             }
         }
@@ -554,38 +561,56 @@ impl World {
         }
     }
 
-    /// Window slots taken at `now` by the rule, as far as was known by then.
-    pub fn slots_taken(&self) -> usize {
+    /// Window slots taken at `at` by the rule, as far as is known now.
+    fn slots_taken(&self, at: Timestamp) -> usize {
         let Some(rate) = self.quota.rate else {
             return 0;
         };
-        let taken = |attempt: &&Attempt| {
-            !attempt.unsent
-                && attempt
-                    .latest_arrival()
-                    .is_none_or(|bound| bound + hold(rate.period()) >= self.now)
-        };
+        let free = |bound: Timestamp| bound + hold(rate.period()) < at;
+        let taken =
+            |attempt: &&Attempt| !attempt.unsent && !attempt.latest_arrival().is_some_and(free);
         self.attempts.iter().filter(taken).count()
     }
 
-    /// Who waits though window, permits and hold share would let it go: nobody, ever. For lanes
-    /// without a bucket that were never refused.
-    pub fn assert_nobody_is_kept(&self) {
-        let limit = self
-            .quota
-            .rate
-            .map_or(usize::MAX, |rate| rate.requests() as usize);
+    /// Who waits though window, permits and hold share let it go at `at`, if nothing happens until
+    /// then. For lanes without a bucket that were never refused.
+    fn kept(&self, at: Timestamp) -> Option<&Wait> {
+        let limit = (self.quota.rate).map_or(usize::MAX, |rate| rate.requests() as usize);
         let most = self.quota.concurrency.map_or(u32::MAX, NonZeroU32::get);
-        let held = self.out(|attempt| attempt.call == Call::Held);
-        if self.slots_taken() >= limit || self.out(|_| true) >= most {
+        let out = |held: bool| {
+            let counts = |a: &&Attempt| a.is_out(at) && (!held || a.call == Call::Held);
+            self.attempts.iter().filter(counts).count() as u32
+        };
+        if self.slots_taken(at) >= limit || out(false) >= most {
+            return None;
+        }
+        let share_is_left = out(true) < self.quota.hold_limit(most);
+        let may_go = |wait: &&Wait| wait.call == Call::Short || share_is_left;
+        let waits = |&(_, wait): &(WaiterId, usize)| &self.waits[wait];
+        self.waiting.iter().map(waits).find(may_go)
+    }
+
+    /// Nobody waits who may go; and the lane asks to be polled before that changes by itself.
+    pub fn assert_nobody_is_kept(&self) {
+        assert!(
+            self.kept(self.now).is_none(),
+            "may go: {:?}",
+            self.kept(self.now)
+        );
+        if self.waiting.is_empty() {
             return;
         }
-        let share_is_left = held < self.quota.hold_limit(most);
-        for &(_, wait) in &self.waiting {
+        let window = self.quota.rate.map_or(W, Rate::period);
+        let slots = (self.attempts.iter())
+            .filter_map(Attempt::latest_arrival)
+            .map(|bound| (bound + hold(window)).next());
+        let permits = self.attempts.iter().filter_map(Attempt::leaves);
+        let instants = slots.chain(permits).filter(|&instant| instant > self.now);
+        if let Some(first) = instants.filter(|&at| self.kept(at).is_some()).min() {
             assert!(
-                self.waits[wait].call == Call::Held && !share_is_left,
-                "waits though it may go: {:?}",
-                self.waits[wait]
+                self.wake.is_some_and(|wake| wake <= first),
+                "somebody may go at {first:?}, but it sleeps until {:?}",
+                self.wake
             );
         }
     }
