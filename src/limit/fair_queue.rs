@@ -21,6 +21,8 @@ pub struct FlowId(pub u64);
 pub struct WaiterId {
     /// Its number in order of arrival at this lane.
     arrival: u64,
+    /// This wait's own: one that comes back keeps its arrival, and may find the place it had.
+    wait: u64,
     place: u32,
 }
 
@@ -55,6 +57,7 @@ const NIL: u32 = u32::MAX;
 struct Node {
     waiter: Waiter,
     arrival: u64,
+    wait: u64,
     flow: u32,
     prev: u32,
     next: u32,
@@ -120,7 +123,7 @@ pub struct FairQueue {
     short_levels: Levels,
     /// The highest turn served.
     round: u64,
-    /// Numbers arrivals and turns.
+    /// Numbers arrivals, waits and turns.
     counter: u64,
     len: usize,
 }
@@ -225,16 +228,17 @@ impl FairQueue {
     }
 
     fn id(&self, place: u32) -> WaiterId {
+        let Node { arrival, wait, .. } = self.nodes[place as usize];
         WaiterId {
-            arrival: self.nodes[place as usize].arrival,
+            arrival,
+            wait,
             place,
         }
     }
 
     /// To the end of its flow. The caller has made room.
     pub fn join(&mut self, waiter: Waiter) -> WaiterId {
-        self.counter += 1;
-        self.insert(waiter, self.counter, false)
+        self.insert(waiter, self.counter + 1, false)
     }
 
     /// A request that was admitted and comes back keeps its arrival, at the front of its flow.
@@ -243,6 +247,8 @@ impl FairQueue {
     }
 
     fn insert(&mut self, waiter: Waiter, arrival: u64, front: bool) -> WaiterId {
+        self.counter += 1;
+        let wait = self.counter;
         let flow = self.flow(waiter.flow);
         let place = match self.free_nodes.pop() {
             Some(place) => place,
@@ -250,6 +256,7 @@ impl FairQueue {
                 self.nodes.push(Node {
                     waiter,
                     arrival,
+                    wait,
                     flow,
                     prev: NIL,
                     next: NIL,
@@ -266,13 +273,18 @@ impl FairQueue {
         self.nodes[place as usize] = Node {
             waiter,
             arrival,
+            wait,
             flow,
             prev,
             next,
         };
         self.link(flow, waiter.call, place, prev, next);
         self.resize(flow, waiter.call, 1);
-        WaiterId { arrival, place }
+        WaiterId {
+            arrival,
+            wait,
+            place,
+        }
     }
 
     fn link(&mut self, flow: u32, call: Call, place: u32, prev: u32, next: u32) {
@@ -366,7 +378,7 @@ impl FairQueue {
 
     pub fn get(&self, id: WaiterId) -> Option<&Waiter> {
         let node = self.nodes.get(id.place as usize)?;
-        (node.arrival == id.arrival && node.flow != NIL).then_some(&node.waiter)
+        (node.wait == id.wait && node.flow != NIL).then_some(&node.waiter)
     }
 
     /// The waiter goes: its flow has had its turn.
@@ -494,6 +506,16 @@ mod tests {
         assert_eq!(queue.first(Eligible::All), Some(again));
         queue.serve(again);
         assert_eq!(queue.first(Eligible::All), Some(second));
+    }
+
+    #[test]
+    fn a_request_that_comes_back_is_another_wait_in_the_same_place() {
+        let mut queue = FairQueue::new(100);
+        let first = queue.join(waiter(1, Call::Short));
+        queue.serve(first);
+        let again = queue.rejoin(waiter(1, Call::Short), first.arrival());
+        assert!(queue.get(first).is_none(), "stale");
+        assert_eq!(again.arrival(), first.arrival());
     }
 
     #[test]

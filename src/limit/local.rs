@@ -214,8 +214,10 @@ impl LocalLane {
 
     /// No more of the request will be written; its last byte went out at `last_byte`.
     pub fn sent(&mut self, slot: &mut Slot, last_byte: Timestamp, now: Timestamp) {
+        // Its age counts: on a clock that was set back, the instant itself may be a W ago here.
+        let age = now.since(last_byte);
         let now = self.advance(now);
-        self.ledger.sent(slot, last_byte.min(now));
+        self.ledger.sent(slot, now.before(age));
     }
 
     /// The head of the final response came, and it was no 429.
@@ -285,25 +287,31 @@ impl LocalLane {
     pub fn poll(&mut self, now: Timestamp, mut settled: impl FnMut(Settled)) -> Option<Timestamp> {
         let before = self.now;
         let now = self.advance(now);
-        self.expire(
-            Timestamp::from_nanos(now.as_nanos().saturating_sub(1)),
-            now,
-            &mut settled,
-        );
-        let (due, wake) = self.grant(before, now, &mut settled);
-        self.expire(now, now, &mut settled);
+        self.expire(now.before(Duration::from_nanos(1)), now, &mut settled);
+        let (mut due, mut wake) = self.grant(before, now, &mut settled);
+        // Who goes may have been the last short call: then the probe is no longer waited for.
+        if self.expire(now, now, &mut settled) {
+            (due, wake) = self.grant(before, now, &mut settled);
+        }
         self.due = due.filter(|_| !self.lane.queue().is_empty());
         let deadline = self.lane.first_deadline().map(|(deadline, _)| deadline);
         let wake = wake.filter(|_| !self.lane.queue().is_empty());
         [wake, deadline].into_iter().flatten().min()
     }
 
-    /// Sheds whoever's deadline is at or before `until`.
-    fn expire(&mut self, until: Timestamp, now: Timestamp, settled: &mut impl FnMut(Settled)) {
+    /// Sheds whoever's deadline is at or before `until`. `true` if there was anybody.
+    fn expire(
+        &mut self,
+        until: Timestamp,
+        now: Timestamp,
+        settled: &mut impl FnMut(Settled),
+    ) -> bool {
+        let mut expired = false;
         while let Some((deadline, waiter)) = self.lane.first_deadline() {
             if deadline > until {
-                return;
+                break;
             }
+            expired = true;
             let flow = self.lane.queue().get(waiter).map(|waiter| waiter.flow);
             self.lane.leave(waiter);
             let earliest = self.ledger.nth_admission(1, now);
@@ -313,6 +321,7 @@ impl LocalLane {
             let shed = self.with_hold(Shed::WaitExpired { retry_after });
             settled(Settled::Shed(waiter, shed));
         }
+        expired
     }
 
     /// Admits while anything may go. Returns when the next one could, once as what time alone
@@ -324,7 +333,7 @@ impl LocalLane {
         settled: &mut impl FnMut(Settled),
     ) -> (Option<Timestamp>, Option<Timestamp>) {
         let mut eligible = Eligible::All;
-        let mut held_until = None;
+        let (mut held_until, mut grows) = (None, None);
         loop {
             let until = match self.lane.next(eligible, now) {
                 Next::Idle => None,
@@ -343,13 +352,18 @@ impl LocalLane {
                         until,
                     }) => {
                         held_until = until;
+                        grows = self.lane.throttle().grows_at();
                         eligible = Eligible::ShortOnly;
                         continue;
                     }
-                    Err(Denied { until, .. }) => until,
+                    Err(Denied { until, .. }) => {
+                        grows = self.lane.throttle().grows_at();
+                        [until, grows].into_iter().flatten().min()
+                    }
                 },
             };
-            return (until, [until, held_until].into_iter().flatten().min());
+            let wake = [until, held_until, grows].into_iter().flatten().min();
+            return (until, wake);
         }
     }
 

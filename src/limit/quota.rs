@@ -31,6 +31,11 @@ impl Timestamp {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// So long ago; no earlier than the epoch.
+    pub fn before(self, span: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_sub(nanos(span)))
+    }
+
     /// The first instant strictly after this one.
     pub const fn next(self) -> Timestamp {
         Timestamp(self.0.saturating_add(1))

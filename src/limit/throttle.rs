@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::limit::ledger::{Effective, is_shaped};
-use crate::limit::quota::{Burst, Quota, Rate, Timestamp};
+use crate::limit::quota::{Burst, Quota, Rate, Timestamp, nanos};
 
 /// `Retry-After` is obeyed within these bounds (semantics, section 8).
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -134,22 +134,36 @@ impl Throttle {
 
     /// Lets time pass. `waiting`: somebody waited since the last call.
     pub fn advance(&mut self, waiting: bool, now: Timestamp) {
+        // Who waits for the end of a pause shows nothing: only what was sent can be refused.
+        let waiting = waiting && self.gate == Gate::Open;
         match self.gate {
             Gate::Paused(until) if now >= until => self.gate = Gate::Probe,
             Gate::Probing(until) if now >= until => self.open(),
             _ => {}
         }
         self.waited |= waiting;
-        while now.since(self.window_start) >= self.window() {
-            self.window_start = self.window_start + self.window();
+        let window = nanos(self.window());
+        loop {
+            let passed = nanos(now.since(self.window_start)) / window;
+            let over = match (passed, self.waited) {
+                (0, _) => return,
+                (_, true) => 1,
+                // Nothing was shown in any of them, nothing is given back.
+                (idle, false) => idle,
+            };
+            self.window_start = self.window_start + Duration::from_nanos(over * window);
             if self.waited {
                 self.clean_window();
-            } else if now.since(self.window_start) >= self.window() {
-                // Idle for long: nothing was shown, nothing is given back.
-                self.window_start = now;
             }
             self.waited = waiting;
         }
+    }
+
+    /// When the limits in force grow by time alone, if somebody waits until then without a 429.
+    pub fn grows_at(&self) -> Option<Timestamp> {
+        let learnt = self.effective.requests < self.base.requests
+            || self.effective.concurrency < self.base.concurrency;
+        learnt.then(|| self.window_start + self.window())
     }
 
     fn open(&mut self) {
@@ -160,9 +174,7 @@ impl Throttle {
     /// A whole W without a 429 in which somebody waited.
     fn clean_window(&mut self) {
         self.pause = Duration::ZERO;
-        let full = self.effective.requests == self.base.requests
-            && self.effective.concurrency == self.base.concurrency;
-        if !full {
+        if self.grows_at().is_some() {
             let give = |now: u32, base: u32| {
                 let step = u64::from(base) * u64::from(self.step) / 100;
                 let more = u32::try_from(step).unwrap_or(u32::MAX).max(1);
@@ -518,6 +530,7 @@ mod tests {
             refuse_at(&mut throttle, millis);
         }
         assert_eq!(throttle.effective().requests, 873);
+        throttle.open();
         let mut seen = Vec::new();
         for window in 1..=4 {
             throttle.advance(true, at(4_000 + window * 10_000));
@@ -537,9 +550,35 @@ mod tests {
     }
 
     #[test]
+    fn nor_does_a_window_spent_in_a_pause() {
+        let mut throttle = throttle();
+        for millis in [0, 2_000, 4_000] {
+            refuse_at(&mut throttle, millis);
+        }
+        let asked = Refusal {
+            retry_after: Some(W * 3),
+            ..refusal(at(0))
+        };
+        throttle.refused(asked, at(5_000));
+        for seconds in 5..35 {
+            throttle.advance(true, at(seconds * 1_000));
+        }
+        assert_eq!(throttle.effective().requests, 873);
+        let until = |throttle: &Throttle| match throttle.gate() {
+            Gate::Paused(until) => until,
+            gate => panic!("{gate:?}"),
+        };
+        assert!(until(&throttle) >= at(35_000));
+        throttle.advance(true, at(39_000));
+        throttle.refused(refusal(at(39_000)), at(39_000));
+        assert!(until(&throttle) >= at(43_000), "the pauses still double");
+    }
+
+    #[test]
     fn the_burst_doubles_after_thirty_clean_windows_and_twice_that_after_a_failure() {
         let mut throttle = throttle();
         refuse_at(&mut throttle, 0);
+        throttle.open();
         let mut now = 0;
         let windows_until_growth = |throttle: &mut Throttle, now: &mut u64| {
             let before = throttle.effective().burst;
@@ -554,6 +593,7 @@ mod tests {
         assert_eq!(windows_until_growth(&mut throttle, &mut now), 30);
         now += 1;
         refuse_at(&mut throttle, now);
+        throttle.open();
         assert_eq!(windows_until_growth(&mut throttle, &mut now), 60);
     }
 

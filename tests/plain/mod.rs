@@ -1,0 +1,660 @@
+//! A lane driven event by event, and beside it plain lists of what really happened, in true time.
+//! The tests judge by the lists. The lane's own state is read only to be compared with them.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use podgate::limit::fair_queue::{FlowId, Waiter, WaiterId};
+use podgate::limit::ledger::{Call, End, Slot};
+use podgate::limit::local::{LocalLane, Settled, Verdict};
+use podgate::limit::quota::{Burst, Mode, Quota, Rate, Timestamp};
+use proptest::prelude::*;
+
+pub const W: Duration = Duration::from_secs(1);
+pub const MARGIN: Duration = Duration::from_millis(100);
+/// Far enough from zero that a clock can be set back.
+pub const START: Timestamp = Timestamp::from_nanos(1_000_000_000_000);
+/// Longer than any test: waits until its turn comes.
+pub const PATIENT: Duration = Duration::from_secs(1_000);
+
+pub fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// N in W of a second, C permits; zero: no limit. Unshaped as long as N < 100.
+pub fn quota(requests: u32, concurrency: u32) -> Quota {
+    Quota {
+        margin: MARGIN,
+        ..Quota::new(Rate::new(requests, W), NonZeroU32::new(concurrency))
+    }
+}
+
+pub fn with_period(quota: Quota, period: Duration) -> Quota {
+    let requests = quota.rate.map_or(0, Rate::requests);
+    Quota {
+        rate: Rate::new(requests, period),
+        ..quota
+    }
+}
+
+pub fn with_burst(quota: Quota, burst: u32) -> Quota {
+    Quota {
+        burst: NonZeroU32::new(burst).map_or(Burst::Auto, Burst::Fixed),
+        ..quota
+    }
+}
+
+/// How long the rule keeps a slot past its bound (semantics, section 3).
+pub fn hold(period: Duration) -> Duration {
+    period + period / 1000
+}
+
+pub fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(cases)
+    }
+}
+
+/// The most of these that a closed interval of length `span` can hold, when each may fall anywhere
+/// between its first and its last moment: the worst that any transit can do.
+pub fn most_within(moments: &[(Timestamp, Timestamp)], span: Duration) -> usize {
+    let starting_with = |&(_, from): &(Timestamp, Timestamp)| {
+        let in_reach =
+            |&&(first, last): &&(Timestamp, Timestamp)| last >= from && first <= from + span;
+        moments.iter().filter(in_reach).count()
+    };
+    moments.iter().map(starting_with).max().unwrap_or(0)
+}
+
+/// One attempt at the upstream, as it really went.
+pub struct Attempt {
+    pub request: usize,
+    pub call: Call,
+    pub admitted: Timestamp,
+    /// The limits that let it go; `None` where nothing was enforced.
+    pub under: Option<Quota>,
+    /// When its last byte went out, once no more will.
+    pub last_byte: Option<Timestamp>,
+    /// The head of its final response.
+    pub head: Option<Timestamp>,
+    pub over: Option<(Timestamp, End)>,
+    /// Nothing of it was ever written.
+    pub unsent: bool,
+    refused: bool,
+    slot: Option<Slot>,
+}
+
+impl Attempt {
+    /// The latest it can have reached the upstream. Nobody knows while it is still written.
+    pub fn latest_arrival(&self) -> Option<Timestamp> {
+        let written = self.last_byte.map(|last_byte| last_byte + MARGIN);
+        [written, self.head].into_iter().flatten().min()
+    }
+
+    /// The latest the upstream can have finished it.
+    pub fn latest_completion(&self) -> Option<Timestamp> {
+        self.over.map(|(over, end)| match end {
+            End::Complete => over,
+            End::Torn => over + MARGIN,
+        })
+    }
+
+    /// From when on the upstream has certainly counted down.
+    pub fn leaves(&self) -> Option<Timestamp> {
+        self.over.map(|(over, end)| match end {
+            End::Complete => over + Quota::SETTLE,
+            End::Torn => over + MARGIN,
+        })
+    }
+
+    fn is_out(&self, now: Timestamp) -> bool {
+        !self.unsent && self.leaves().is_none_or(|leaves| leaves > now)
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.slot.is_some()
+    }
+
+    /// Open, and nothing is known of it yet.
+    pub fn is_untouched(&self) -> bool {
+        self.is_open() && self.last_byte.is_none() && self.head.is_none()
+    }
+}
+
+/// One wait for a turn: a request has another one each time it comes back.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    pub flow: u64,
+    pub call: Call,
+    pub deadline: Timestamp,
+    pub began: Timestamp,
+    pub ended: Option<(Timestamp, Fate)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Admitted,
+    /// On arrival.
+    Shed,
+    /// By a newcomer to a full queue.
+    Evicted,
+    Expired,
+    Left,
+}
+
+/// What happens to a lane. Numbers pick among those it can happen to.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Ask {
+        flow: u64,
+        call: Call,
+        patience: Duration,
+    },
+    /// The last byte is out.
+    Sent(usize),
+    /// The final head is here, and no 429.
+    Head(usize),
+    /// The final head is a 429.
+    Refused(usize),
+    End(usize),
+    /// Torn down; its last byte went out so long ago, if more than one was written at all.
+    Torn(usize, Duration),
+    Unsent(usize),
+    /// One whose exchange is over wants to go again.
+    Again(usize),
+    Leave(usize),
+    Pass(Duration),
+    /// To the instant at which the lane asked to be polled.
+    Wake,
+    /// To the instant at which this one's slot is free by the rule, and so many nanoseconds on.
+    Tie(usize, i8),
+    /// The clock the lane is told runs backwards by this.
+    SetBack(Duration),
+    Reload(Quota, Mode),
+}
+
+pub struct World {
+    lane: LocalLane,
+    pub now: Timestamp,
+    /// How far the clock that the lane is told has been set back.
+    behind: Duration,
+    quota: Quota,
+    mode: Mode,
+    pub reloads: Vec<(Timestamp, Quota)>,
+    pub waits: Vec<Wait>,
+    pub attempts: Vec<Attempt>,
+    waiting: Vec<(WaiterId, usize)>,
+    /// Arrival numbers of the waits that had one, for those who come back.
+    numbers: Vec<u64>,
+    wake: Option<Timestamp>,
+    /// While somebody waits, the lane is polled this often beyond the instants it asked for.
+    pub grid: Option<Duration>,
+}
+
+impl World {
+    pub fn new(quota: Quota, capacity: usize) -> Self {
+        Self::with_lane(
+            quota,
+            LocalLane::new(quota, capacity, Mode::Enforce, 1, START),
+        )
+    }
+
+    pub fn with_lane(quota: Quota, lane: LocalLane) -> Self {
+        Self {
+            lane,
+            now: START,
+            behind: Duration::ZERO,
+            quota,
+            mode: Mode::Enforce,
+            reloads: vec![(START, quota)],
+            waits: Vec::new(),
+            attempts: Vec::new(),
+            waiting: Vec::new(),
+            numbers: Vec::new(),
+            wake: None,
+            grid: None,
+        }
+    }
+
+    pub fn lane(&mut self) -> &mut LocalLane {
+        &mut self.lane
+    }
+
+    /// What the lane is told the time is.
+    fn told(&self) -> Timestamp {
+        self.now.before(self.behind)
+    }
+
+    fn told_of(&self, instant: Timestamp) -> Timestamp {
+        instant.before(self.behind)
+    }
+
+    fn open(&self, pick: usize, wanted: impl Fn(&Attempt) -> bool) -> Option<usize> {
+        let open: Vec<_> = (0..self.attempts.len())
+            .filter(|&index| self.attempts[index].is_open() && wanted(&self.attempts[index]))
+            .collect();
+        (!open.is_empty()).then(|| open[pick % open.len()])
+    }
+
+    pub fn happen(&mut self, event: &Event) {
+        match *event {
+            Event::Ask {
+                flow,
+                call,
+                patience,
+            } => self.ask(flow, call, patience),
+            Event::Sent(pick) => {
+                if let Some(index) = self.open(pick, |attempt| attempt.last_byte.is_none()) {
+                    self.sent(index, self.now);
+                }
+            }
+            Event::Head(pick) => {
+                if let Some(index) = self.open(pick, |attempt| attempt.head.is_none()) {
+                    self.head(index);
+                }
+            }
+            Event::Refused(pick) => {
+                if let Some(index) = self.open(pick, |attempt| attempt.head.is_none()) {
+                    self.refused(index, None);
+                }
+            }
+            Event::End(pick) => {
+                if let Some(index) = self.open(pick, |_| true) {
+                    if self.attempts[index].head.is_none() {
+                        self.head(index);
+                    }
+                    self.end(index, End::Complete);
+                }
+            }
+            Event::Torn(pick, ago) => {
+                if let Some(index) = self.open(pick, |_| true) {
+                    let last_byte = self.now.before(ago).max(self.attempts[index].admitted);
+                    if ago > Duration::ZERO {
+                        self.sent(index, last_byte);
+                    }
+                    self.end(index, End::Torn);
+                }
+            }
+            Event::Unsent(pick) => {
+                if let Some(index) = self.open(pick, Attempt::is_untouched) {
+                    self.unsent(index);
+                }
+            }
+            Event::Again(pick) => {
+                let over: Vec<_> = (0..self.attempts.len())
+                    .filter(|&index| !self.attempts[index].is_open())
+                    .collect();
+                if !over.is_empty() {
+                    self.again(over[pick % over.len()]);
+                }
+            }
+            Event::Leave(pick) => {
+                if !self.waiting.is_empty() {
+                    self.leave(pick % self.waiting.len());
+                }
+            }
+            Event::Pass(span) => self.pass_to(self.now + span),
+            Event::Wake => {
+                // Not to the end of somebody's endless patience.
+                let wake = self.wake.map(|wake| wake + self.behind);
+                if let Some(wake) = wake.filter(|wake| wake.since(self.now) < W * 4) {
+                    self.pass_to(wake);
+                }
+            }
+            Event::Tie(pick, nanos) => {
+                let Some(rate) = self.quota.rate else { return };
+                let to_come: Vec<_> = (self.attempts.iter())
+                    .filter(|attempt| !attempt.unsent)
+                    .filter_map(Attempt::latest_arrival)
+                    .map(|bound| bound + hold(rate.period()))
+                    .filter(|&free| free >= self.now)
+                    .collect();
+                if !to_come.is_empty() {
+                    let nanos = to_come[pick % to_come.len()]
+                        .as_nanos()
+                        .saturating_add_signed(i64::from(nanos));
+                    self.pass_to(Timestamp::from_nanos(nanos));
+                }
+            }
+            Event::SetBack(span) => {
+                self.behind += span;
+                self.settle();
+            }
+            Event::Reload(quota, mode) => self.reload(quota, mode),
+        }
+    }
+
+    pub fn ask(&mut self, flow: u64, call: Call, patience: Duration) {
+        let wait = self.wait_begins(flow, call, self.now + patience, 0);
+        let waiter = Waiter {
+            flow: FlowId(flow),
+            call,
+            deadline: self.told_of(self.now + patience),
+        };
+        let verdict = self.lane.ask(waiter, self.told());
+        self.answered(wait, verdict);
+    }
+
+    fn answered(&mut self, wait: usize, verdict: Verdict) {
+        match verdict {
+            Verdict::Admit { slot, .. } => self.admitted(wait, slot),
+            Verdict::Wait { waiter, evicted } => {
+                assert!(
+                    self.waits[wait].deadline >= self.now,
+                    "waits past its deadline"
+                );
+                self.numbers[wait] = waiter.arrival();
+                self.waiting.push((waiter, wait));
+                if let Some((victim, _)) = evicted {
+                    let wait = self.no_longer_waits(victim);
+                    self.wait_ends(wait, Fate::Evicted);
+                }
+            }
+            Verdict::Shed(_) => self.wait_ends(wait, Fate::Shed),
+        }
+        self.settle();
+    }
+
+    fn wait_begins(&mut self, flow: u64, call: Call, deadline: Timestamp, number: u64) -> usize {
+        self.waits.push(Wait {
+            flow,
+            call,
+            deadline,
+            began: self.now,
+            ended: None,
+        });
+        self.numbers.push(number);
+        self.waits.len() - 1
+    }
+
+    fn wait_ends(&mut self, wait: usize, fate: Fate) {
+        let ended = &mut self.waits[wait].ended;
+        assert_eq!(*ended, None, "a wait ends once");
+        *ended = Some((self.now, fate));
+    }
+
+    fn no_longer_waits(&mut self, waiter: WaiterId) -> usize {
+        let place = self.waiting.iter().position(|&(id, _)| id == waiter);
+        self.waiting
+            .remove(place.expect("who ends its wait waited"))
+            .1
+    }
+
+    fn admitted(&mut self, wait: usize, slot: Slot) {
+        self.wait_ends(wait, Fate::Admitted);
+        let call = self.waits[wait].call;
+        self.attempts.push(Attempt {
+            request: wait,
+            call,
+            admitted: self.now,
+            under: (self.mode == Mode::Enforce).then_some(self.quota),
+            last_byte: None,
+            head: None,
+            over: None,
+            unsent: false,
+            refused: false,
+            slot: Some(slot),
+        });
+        if self.mode == Mode::Enforce
+            && let Some(concurrency) = self.quota.concurrency
+        {
+            let (most, held) = (concurrency.get(), self.quota.hold_limit(concurrency.get()));
+            assert!(self.out(|_| true) <= most, "more than C in flight");
+            if call == Call::Held {
+                assert!(
+                    self.out(|attempt| attempt.call == Call::Held) <= held,
+                    "more held calls than their share"
+                );
+            }
+        }
+    }
+
+    /// Exchanges the upstream may still count.
+    pub fn out(&self, which: impl Fn(&Attempt) -> bool) -> u32 {
+        let out = |attempt: &&Attempt| attempt.is_out(self.now) && which(attempt);
+        self.attempts.iter().filter(out).count() as u32
+    }
+
+    fn slot(&mut self, index: usize) -> Slot {
+        self.attempts[index].slot.take().expect("it is open")
+    }
+
+    pub fn sent(&mut self, index: usize, last_byte: Timestamp) {
+        let (told, told_last) = (self.told(), self.told_of(last_byte));
+        let attempt = &mut self.attempts[index];
+        attempt.last_byte.get_or_insert(last_byte);
+        if let Some(slot) = &mut attempt.slot {
+            self.lane.sent(slot, told_last, told);
+        }
+        self.settle();
+    }
+
+    pub fn head(&mut self, index: usize) {
+        let told = self.told();
+        let attempt = &mut self.attempts[index];
+        attempt.head = Some(self.now);
+        if let Some(slot) = &mut attempt.slot {
+            self.lane.answered(slot, told);
+        }
+        self.settle();
+    }
+
+    pub fn refused(&mut self, index: usize, retry_after: Option<Duration>) {
+        let told = self.told();
+        let attempt = &mut self.attempts[index];
+        attempt.head = Some(self.now);
+        attempt.refused = true;
+        if let Some(slot) = &mut attempt.slot {
+            self.lane.throttled(slot, retry_after, told);
+        }
+        self.settle();
+    }
+
+    pub fn end(&mut self, index: usize, end: End) {
+        let slot = self.slot(index);
+        let attempt = &mut self.attempts[index];
+        attempt.over = Some((self.now, end));
+        attempt.last_byte.get_or_insert(self.now);
+        self.lane.give_back(slot, end, self.told());
+        self.settle();
+    }
+
+    pub fn unsent(&mut self, index: usize) {
+        let slot = self.slot(index);
+        self.attempts[index].unsent = true;
+        self.lane.unsent(slot, self.told());
+        self.settle();
+    }
+
+    /// The request of a finished attempt comes back.
+    pub fn again(&mut self, index: usize) {
+        let request = self.attempts[index].request;
+        let (Wait { flow, call, .. }, number) = (self.waits[request], self.numbers[request]);
+        let deadline = self.now + W * 3;
+        let wait = self.wait_begins(flow, call, deadline, number);
+        let waiter = Waiter {
+            flow: FlowId(flow),
+            call,
+            deadline: self.told_of(deadline),
+        };
+        let verdict = self.lane.rejoin(waiter, number, self.told());
+        self.answered(wait, verdict);
+    }
+
+    fn leave(&mut self, place: usize) {
+        let (waiter, wait) = self.waiting.remove(place);
+        self.wait_ends(wait, Fate::Left);
+        self.lane.leave(waiter, self.told());
+        // A stale number does no harm: its caller may be slow to hear.
+        self.lane.leave(waiter, self.told());
+        self.settle();
+    }
+
+    pub fn reload(&mut self, quota: Quota, mode: Mode) {
+        (self.quota, self.mode) = (quota, mode);
+        self.reloads.push((self.now, quota));
+        self.lane.retune(quota, 100, mode, self.told());
+        self.settle();
+    }
+
+    /// To `until`, stopping wherever the lane asked to be polled, and on the grid.
+    pub fn pass_to(&mut self, until: Timestamp) {
+        loop {
+            let wake = self
+                .wake
+                .map(|wake| wake + self.behind)
+                .filter(|&wake| wake > self.now);
+            let tick = self.grid.filter(|_| self.is_waiting()).map(|step| {
+                let steps = self.now.since(START).as_nanos() / step.as_nanos() + 1;
+                START + step * steps as u32
+            });
+            let next = [wake, tick].into_iter().flatten().min();
+            match next.filter(|&next| next < until) {
+                Some(next) => self.now = next,
+                None => break,
+            }
+            self.settle();
+        }
+        self.now = self.now.max(until);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let mut settled = Vec::new();
+        self.wake = self.lane.poll(self.told(), |one| settled.push(one));
+        // Who is told to look again at once would never stop looking.
+        assert!(self.wake.is_none_or(|wake| wake > self.told()), "spins");
+        for one in settled {
+            match one {
+                Settled::Admitted(waiter, slot) => {
+                    let wait = self.no_longer_waits(waiter);
+                    self.admitted(wait, slot);
+                }
+                Settled::Shed(waiter, _) => {
+                    let wait = self.no_longer_waits(waiter);
+                    if self.behind.is_zero() {
+                        assert_eq!(self.now, self.waits[wait].deadline, "sheds before its time");
+                    }
+                    self.wait_ends(wait, Fate::Expired);
+                }
+            }
+        }
+        self.compare();
+    }
+
+    /// What the lane counts is what the lists say, as long as it is told the true time.
+    fn compare(&mut self) {
+        let snapshot = self.lane.snapshot(self.told());
+        assert_eq!(snapshot.waiting, self.waiting.len());
+        let out = self.out(|_| true);
+        if self.behind.is_zero() {
+            assert_eq!(snapshot.permits_in_use, out, "permits out");
+        } else {
+            assert!(snapshot.permits_in_use >= out, "permits out");
+        }
+        let late = |&(_, wait): &(WaiterId, usize)| self.waits[wait].deadline <= self.now;
+        if self.behind.is_zero() {
+            assert!(!self.waiting.iter().any(late), "waits past its deadline");
+        }
+    }
+
+    /// Window slots taken at `at` by the rule, as far as is known now.
+    fn slots_taken(&self, at: Timestamp) -> usize {
+        let Some(rate) = self.quota.rate else {
+            return 0;
+        };
+        let free = |bound: Timestamp| bound + hold(rate.period()) < at;
+        let taken =
+            |attempt: &&Attempt| !attempt.unsent && !attempt.latest_arrival().is_some_and(free);
+        self.attempts.iter().filter(taken).count()
+    }
+
+    /// Who waits though window, permits and hold share let it go at `at`, if nothing happens until
+    /// then. For lanes without a bucket that were never refused.
+    fn kept(&self, at: Timestamp) -> Option<&Wait> {
+        let limit = (self.quota.rate).map_or(usize::MAX, |rate| rate.requests() as usize);
+        let most = self.quota.concurrency.map_or(u32::MAX, NonZeroU32::get);
+        let out = |held: bool| {
+            let counts = |a: &&Attempt| a.is_out(at) && (!held || a.call == Call::Held);
+            self.attempts.iter().filter(counts).count() as u32
+        };
+        if self.slots_taken(at) >= limit || out(false) >= most {
+            return None;
+        }
+        let share_is_left = out(true) < self.quota.hold_limit(most);
+        let may_go = |wait: &&Wait| wait.call == Call::Short || share_is_left;
+        let waits = |&(_, wait): &(WaiterId, usize)| &self.waits[wait];
+        self.waiting.iter().map(waits).find(may_go)
+    }
+
+    /// Nobody waits who may go; and the lane asks to be polled before that changes by itself.
+    pub fn assert_nobody_is_kept(&self) {
+        assert!(
+            self.kept(self.now).is_none(),
+            "may go: {:?}",
+            self.kept(self.now)
+        );
+        if self.waiting.is_empty() {
+            return;
+        }
+        let window = self.quota.rate.map_or(W, Rate::period);
+        let slots = (self.attempts.iter())
+            .filter_map(Attempt::latest_arrival)
+            .map(|bound| (bound + hold(window)).next());
+        let permits = self.attempts.iter().filter_map(Attempt::leaves);
+        let instants = slots.chain(permits).filter(|&instant| instant > self.now);
+        if let Some(first) = instants.filter(|&at| self.kept(at).is_some()).min() {
+            assert!(
+                self.wake.is_some_and(|wake| wake <= first),
+                "somebody may go at {first:?}, but it sleeps until {:?}",
+                self.wake
+            );
+        }
+    }
+
+    pub fn wakes(&self) -> bool {
+        self.wake.is_some()
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// When each attempt can have arrived, first to last.
+    pub fn arrivals(&self) -> Vec<(Timestamp, Timestamp)> {
+        self.moments(Attempt::latest_arrival)
+    }
+
+    pub fn completions(&self) -> Vec<(Timestamp, Timestamp)> {
+        self.moments(Attempt::latest_completion)
+    }
+
+    fn moments(
+        &self,
+        latest: impl Fn(&Attempt) -> Option<Timestamp>,
+    ) -> Vec<(Timestamp, Timestamp)> {
+        let for_ever = Timestamp::from_nanos(u64::MAX);
+        let sent = self.attempts.iter().filter(|attempt| !attempt.unsent);
+        sent.map(|attempt| (attempt.admitted, latest(attempt).unwrap_or(for_ever)))
+            .collect()
+    }
+
+    /// Everybody goes home: what is out ends, who waits leaves, and nothing is left behind.
+    pub fn finish(&mut self) {
+        while !self.waiting.is_empty() {
+            self.leave(0);
+        }
+        while let Some(index) = self.open(0, |_| true) {
+            self.end(index, End::Torn);
+        }
+        assert!(self.waits.iter().all(|wait| wait.ended.is_some()));
+        self.pass_to(self.now + self.behind + MARGIN.max(Quota::SETTLE));
+        assert_eq!(self.lane.snapshot(self.told()).permits_in_use, 0);
+        let longest = self.quota.rate.map_or(W, Rate::period);
+        self.pass_to(self.now + hold(longest) + millis(1));
+        assert_eq!(self.lane.snapshot(self.told()).window_used, 0);
+    }
+}
