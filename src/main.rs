@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use podgate::config::Config;
 use podgate::config::check::{self, Verdict};
 use podgate::config::overrides::{Given, Overrides};
+use podgate::config::process::{Log, LogFormat, LogLevel};
 use podgate::emulator::cli::{self, EmulateArgs};
 use podgate::serve::StartError;
 use podgate::{demo, serve};
@@ -104,11 +105,7 @@ fn run_serve(args: ServeArgs) -> ExitCode {
             return ExitCode::from(BAD_USAGE);
         }
     };
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::INFO)
-        .with_target(false)
-        .init();
+    log_to_stderr(&config.log);
     let running = match serve::start(config) {
         Ok(running) => running,
         Err(error) => {
@@ -137,6 +134,25 @@ fn run_serve(args: ServeArgs) -> ExitCode {
             eprintln!("podgate: signals cannot be received: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn log_to_stderr(log: &Log) {
+    let level = match log.level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let to_stderr = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(level)
+        .with_target(false);
+    match log.format {
+        LogFormat::Text => to_stderr.init(),
+        LogFormat::Json => to_stderr.json().init(),
     }
 }
 
