@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 use crate::admission::clock::Clock;
 use crate::admission::lane::LaneCell;
 use crate::config::policy::GroupPolicy;
-use crate::limit::fair_queue::FlowId;
+use crate::limit::flow::FlowId;
 use crate::limit::lane::Shed;
 use crate::limit::quota::Timestamp;
 use crate::metrics::{EndpointMetrics, LaneTotals, Metrics};
