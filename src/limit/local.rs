@@ -57,7 +57,7 @@ pub struct LocalLane {
     mode: Mode,
     /// No event is older than this: clocks of several threads are clamped here.
     now: Timestamp,
-    /// When the first waiter could have gone, as of the last poll.
+    /// When a waiter could go next though nothing happens, as of the last poll.
     due: Option<Timestamp>,
     idle: Duration,
 }
@@ -286,18 +286,16 @@ impl LocalLane {
     /// Settles every waiter whose turn or deadline has come, and says when to be called again
     /// though nothing happens. `None`: not before an event.
     pub fn poll(&mut self, now: Timestamp, mut settled: impl FnMut(Settled)) -> Option<Timestamp> {
-        let before = self.now;
         let now = self.advance(now);
         self.expire(now.before(Duration::from_nanos(1)), now, &mut settled);
-        let (mut due, mut wake) = self.grant(before, now, &mut settled);
+        let mut wake = self.grant(now, &mut settled);
         // Who goes may have been the last short call: then the probe is no longer waited for.
         if self.expire(now, now, &mut settled) {
-            (due, wake) = self.grant(before, now, &mut settled);
+            wake = self.grant(now, &mut settled);
         }
-        self.due = due.filter(|_| !self.lane.queue().is_empty());
+        self.due = wake.filter(|_| !self.lane.queue().is_empty());
         let deadline = self.lane.first_deadline().map(|(deadline, _)| deadline);
-        let wake = wake.filter(|_| !self.lane.queue().is_empty());
-        [wake, deadline].into_iter().flatten().min()
+        [self.due, deadline].into_iter().flatten().min()
     }
 
     /// Sheds whoever's deadline is at or before `until`. `true` if there was anybody.
@@ -325,14 +323,8 @@ impl LocalLane {
         expired
     }
 
-    /// Admits while anything may go. Returns when the next one could, once as what time alone
-    /// decides and once as when to look again.
-    fn grant(
-        &mut self,
-        before: Timestamp,
-        now: Timestamp,
-        settled: &mut impl FnMut(Settled),
-    ) -> (Option<Timestamp>, Option<Timestamp>) {
+    /// Admits while anything may go. Returns when the next one could though nothing happens.
+    fn grant(&mut self, now: Timestamp, settled: &mut impl FnMut(Settled)) -> Option<Timestamp> {
         let mut eligible = Eligible::All;
         let (mut held_until, mut grows) = (None, None);
         loop {
@@ -342,7 +334,7 @@ impl LocalLane {
                 Next::Ask { waiter, call } => match self.take(call, now) {
                     Ok(mut slot) => {
                         if let Some(due) = self.due.take() {
-                            self.idle += now.since(due.max(before));
+                            self.idle += now.since(due);
                         }
                         slot.probe = self.lane.granted(waiter, now);
                         settled(Settled::Admitted(waiter, slot));
@@ -359,12 +351,11 @@ impl LocalLane {
                     }
                     Err(Denied { until, .. }) => {
                         grows = self.lane.throttle().grows_at();
-                        [until, grows].into_iter().flatten().min()
+                        until
                     }
                 },
             };
-            let wake = [until, held_until, grows].into_iter().flatten().min();
-            return (until, wake);
+            return [until, held_until, grows].into_iter().flatten().min();
         }
     }
 

@@ -146,6 +146,18 @@ pub enum Fate {
     Left,
 }
 
+/// How long after its last byte, which goes out at once, the attempts of a wait are answered, and
+/// how long after that they are over.
+pub type Wire = Box<dyn Fn(&Wait) -> (Duration, Duration)>;
+
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub gap: Duration,
+    pub flow: u64,
+    pub call: Call,
+    pub patience: Duration,
+}
+
 /// What happens to a lane. Numbers pick among those it can happen to.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -191,6 +203,13 @@ pub struct World {
     /// Arrival numbers of the waits that had one, for those who come back.
     numbers: Vec<u64>,
     wake: Option<Timestamp>,
+    /// `None`: nothing happens by itself.
+    pub wire: Option<Wire>,
+    /// The timer fires so much too late.
+    pub late: Duration,
+    /// By the lists: how long somebody waited who could have gone.
+    pub could_have_gone: Duration,
+    scheduled: Vec<(Timestamp, usize)>,
     /// While somebody waits, the lane is polled this often beyond the instants it asked for.
     pub grid: Option<Duration>,
 }
@@ -216,12 +235,21 @@ impl World {
             waiting: Vec::new(),
             numbers: Vec::new(),
             wake: None,
+            wire: None,
+            late: Duration::ZERO,
+            could_have_gone: Duration::ZERO,
+            scheduled: Vec::new(),
             grid: None,
         }
     }
 
     pub fn lane(&mut self) -> &mut LocalLane {
         &mut self.lane
+    }
+
+    /// By the lane's own clock.
+    pub fn idle(&mut self) -> Duration {
+        self.lane.snapshot(self.told()).idle
     }
 
     /// What the lane is told the time is.
@@ -411,6 +439,32 @@ impl World {
                 );
             }
         }
+        self.leaves_by_wire(self.attempts.len() - 1);
+    }
+
+    /// With a wire, the rest of its way is set.
+    fn leaves_by_wire(&mut self, index: usize) {
+        let Some(wire) = &self.wire else { return };
+        let (head, end) = wire(&self.waits[self.attempts[index].request]);
+        self.scheduled.push((self.now + head, index));
+        self.scheduled.push((self.now + head + end, index));
+        let now = self.told();
+        let attempt = &mut self.attempts[index];
+        attempt.last_byte = Some(self.now);
+        if let Some(slot) = &mut attempt.slot {
+            self.lane.sent(slot, now, now);
+        }
+    }
+
+    /// What the wire brings now.
+    fn arrives_by_wire(&mut self) {
+        while let Some(place) = self.scheduled.iter().position(|&(at, _)| at <= self.now) {
+            let (_, index) = self.scheduled.remove(place);
+            match self.attempts[index].head {
+                None => self.head(index),
+                Some(_) => self.end(index, End::Complete),
+            }
+        }
     }
 
     /// Exchanges the upstream may still count.
@@ -501,26 +555,57 @@ impl World {
         self.settle();
     }
 
-    /// To `until`, stopping wherever the lane asked to be polled, and on the grid.
+    /// To `until`, stopping wherever the lane asked to be polled, on the grid, and where the wire
+    /// brings something.
     pub fn pass_to(&mut self, until: Timestamp) {
         loop {
-            let wake = self
-                .wake
-                .map(|wake| wake + self.behind)
-                .filter(|&wake| wake > self.now);
+            let wake = self.wake.map(|wake| wake + self.behind + self.late);
             let tick = self.grid.filter(|_| self.is_waiting()).map(|step| {
                 let steps = self.now.since(START).as_nanos() / step.as_nanos() + 1;
                 START + step * steps as u32
             });
-            let next = [wake, tick].into_iter().flatten().min();
-            match next.filter(|&next| next < until) {
-                Some(next) => self.now = next,
-                None => break,
+            let wire = self.scheduled.iter().map(|&(at, _)| at).min();
+            let next = [wake, tick].into_iter().flatten();
+            let next = next.filter(|&next| next > self.now).chain(wire).min();
+            let Some(next) = next.filter(|&next| next <= until) else {
+                break;
+            };
+            self.advance_to(next);
+            if wire.is_some_and(|wire| wire <= self.now) {
+                self.arrives_by_wire();
+            } else {
+                self.settle();
             }
-            self.settle();
+        }
+        self.advance_to(until);
+    }
+
+    fn advance_to(&mut self, until: Timestamp) {
+        if !self.late.is_zero() && self.is_waiting() {
+            let first = self.next_change(|at| self.kept(at).is_some());
+            let since = first.filter(|&first| first < until);
+            self.could_have_gone += since.map_or(Duration::ZERO, |first| until.since(first));
         }
         self.now = self.now.max(until);
-        self.settle();
+    }
+
+    /// The first instant at which a slot or permit comes free by time alone and `wanted` holds.
+    fn next_change(&self, wanted: impl Fn(Timestamp) -> bool) -> Option<Timestamp> {
+        let window = self.quota.rate.map_or(W, Rate::period);
+        let slots = (self.attempts.iter())
+            .filter_map(Attempt::latest_arrival)
+            .map(|bound| (bound + hold(window)).next());
+        let permits = self.attempts.iter().filter_map(Attempt::leaves);
+        let instants = slots.chain(permits).filter(|&instant| instant > self.now);
+        instants.filter(|&at| wanted(at)).min()
+    }
+
+    /// One ask after the other, each so long after the one before.
+    pub fn play(&mut self, asks: &[Ask]) {
+        for ask in asks {
+            self.pass_to(self.now + ask.gap);
+            self.ask(ask.flow, ask.call, ask.patience);
+        }
     }
 
     fn settle(&mut self) {
@@ -601,13 +686,7 @@ impl World {
         if self.waiting.is_empty() {
             return;
         }
-        let window = self.quota.rate.map_or(W, Rate::period);
-        let slots = (self.attempts.iter())
-            .filter_map(Attempt::latest_arrival)
-            .map(|bound| (bound + hold(window)).next());
-        let permits = self.attempts.iter().filter_map(Attempt::leaves);
-        let instants = slots.chain(permits).filter(|&instant| instant > self.now);
-        if let Some(first) = instants.filter(|&at| self.kept(at).is_some()).min() {
+        if let Some(first) = self.next_change(|at| self.kept(at).is_some()) {
             assert!(
                 self.wake.is_some_and(|wake| wake <= first),
                 "somebody may go at {first:?}, but it sleeps until {:?}",
@@ -651,6 +730,7 @@ impl World {
         while let Some(index) = self.open(0, |_| true) {
             self.end(index, End::Torn);
         }
+        self.scheduled.clear();
         assert!(self.waits.iter().all(|wait| wait.ended.is_some()));
         self.pass_to(self.now + self.behind + MARGIN.max(Quota::SETTLE));
         assert_eq!(self.lane.snapshot(self.told()).permits_in_use, 0);
