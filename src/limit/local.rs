@@ -278,6 +278,10 @@ impl LocalLane {
         let now = self.advance(now);
         self.mode = mode;
         self.lane.retune(quota, capacity);
+        if mode != Mode::Enforce {
+            // Nobody is to be held up, also who waits already.
+            self.lane.throttle_mut().open();
+        }
         self.ledger
             .retune(quota, self.lane.throttle().effective(), now);
     }
