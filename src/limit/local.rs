@@ -240,7 +240,7 @@ impl LocalLane {
     ) -> Cause {
         let now = self.advance(now);
         self.ledger.arrived(slot, now);
-        self.ledger.refused(slot, now);
+        self.ledger.refused(now);
         let refusal = Refusal {
             dispatched: slot.taken(),
             probe: slot.probe.take().is_some(),
