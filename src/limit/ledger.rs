@@ -30,10 +30,7 @@ pub enum Call {
 #[must_use = "what was taken must come back"]
 #[derive(Debug)]
 pub struct Slot {
-    /// `None` where no window was kept when it was taken.
-    arrival: Option<Arrival>,
-    /// Which window: one dropped and made anew does not know the slots of the one before.
-    window: u32,
+    arrival: Arrival,
     token: bool,
     call: Call,
     taken: Timestamp,
@@ -114,8 +111,7 @@ pub fn is_shaped(quota: &Quota) -> bool {
 pub struct Ledger {
     quota: Quota,
     effective: Effective,
-    window: Option<WindowGuard>,
-    window_id: u32,
+    window: WindowGuard,
     bucket: Option<TokenBucket>,
     in_use: u32,
     held_in_use: u32,
@@ -125,26 +121,22 @@ pub struct Ledger {
 
 impl Ledger {
     pub fn new(quota: Quota, now: Timestamp) -> Self {
-        Self::with_window(quota, quota.rate.map(WindowGuard::new), now)
+        Self::with_window(quota, WindowGuard::new(quota.rate), now)
     }
 
     /// A ledger that cannot know what its lane spent before: one W without a free slot.
     pub fn spent(quota: Quota, now: Timestamp) -> Self {
         let latest_arrival = now + quota.margin;
-        let window = quota
-            .rate
-            .map(|rate| WindowGuard::spent(rate, latest_arrival));
-        Self::with_window(quota, window, now)
+        Self::with_window(quota, WindowGuard::spent(quota.rate, latest_arrival), now)
     }
 
-    fn with_window(quota: Quota, window: Option<WindowGuard>, now: Timestamp) -> Self {
+    fn with_window(quota: Quota, window: WindowGuard, now: Timestamp) -> Self {
         let effective = Effective::of(&quota);
         let bucket = Self::shaper(&quota, &effective, now);
         Self {
             quota,
             effective,
             window,
-            window_id: 0,
             bucket,
             in_use: 0,
             held_in_use: 0,
@@ -166,9 +158,7 @@ impl Ledger {
     /// Lets time pass. `waiting`: somebody waited since the last call; then tokens do not accrue
     /// above N/100, or a stall of the window would save up the next burst, for ever.
     pub fn advance(&mut self, waiting: bool, now: Timestamp) {
-        if let Some(window) = &mut self.window {
-            window.advance(now);
-        }
+        self.window.advance(now);
         if let Some(bucket) = &mut self.bucket {
             let ceiling = waiting.then_some((self.effective.requests / 100).max(1));
             bucket.advance(ceiling, now);
@@ -203,12 +193,10 @@ impl Ledger {
                 until: settled,
             });
         }
-        if let Some(window) = &self.window
-            && window.used() >= window.limit()
-        {
+        if self.window.used() >= self.window.limit() {
             return Err(Denied {
                 by: Limit::Window,
-                until: Some(window.nth_free(1, now)),
+                until: Some(self.window.nth_free(1, now)),
             });
         }
         if let Some(bucket) = &mut self.bucket {
@@ -233,10 +221,8 @@ impl Ledger {
     fn slot(&mut self, token: bool, call: Call, now: Timestamp) -> Slot {
         self.in_use += 1;
         self.held_in_use += u32::from(call == Call::Held);
-        let arrival = self.window.as_mut().map(WindowGuard::take);
         Slot {
-            arrival,
-            window: self.window_id,
+            arrival: self.window.take(),
             token,
             call,
             taken: now,
@@ -247,10 +233,7 @@ impl Ledger {
     /// The earliest time at which `nth` (from 1) more requests can have been admitted; a permit
     /// counts as free now. `advance` to `now` first.
     pub fn nth_admission(&self, nth: u32, now: Timestamp) -> Timestamp {
-        let slot = self
-            .window
-            .as_ref()
-            .map_or(now, |window| window.nth_free(nth, now));
+        let slot = self.window.nth_free(nth, now);
         let token = self
             .bucket
             .as_ref()
@@ -258,50 +241,32 @@ impl Ledger {
         slot.max(token)
     }
 
-    fn arrival<'a>(&mut self, slot: &'a mut Slot) -> Option<(&mut WindowGuard, &'a mut Arrival)> {
-        let current = slot.window == self.window_id;
-        let window = self.window.as_mut().filter(|_| current)?;
-        Some((window, slot.arrival.as_mut()?))
-    }
-
     /// No more of the request will be written: it was sent whole, or aborted. `last_byte` is when
     /// its last byte went out.
     pub fn sent(&mut self, slot: &mut Slot, last_byte: Timestamp) {
         let bound = last_byte + self.quota.margin;
-        if self.quota.counts == Counts::Arrival
-            && let Some((window, arrival)) = self.arrival(slot)
-        {
-            window.sent(arrival, bound);
+        if self.quota.counts == Counts::Arrival {
+            self.window.sent(&mut slot.arrival, bound);
         }
     }
 
     /// The head of the final response is here (a 1xx is none). `advance` to `now` first.
     pub fn arrived(&mut self, slot: &mut Slot, now: Timestamp) {
-        if self.quota.counts == Counts::Arrival
-            && let Some((window, arrival)) = self.arrival(slot)
-        {
-            window.arrived(arrival, now);
+        if self.quota.counts == Counts::Arrival {
+            self.window.arrived(&mut slot.arrival, now);
         }
     }
 
     /// That response refused the request for its number: it keeps its slot.
-    pub fn refused(&mut self, slot: &mut Slot, now: Timestamp) {
-        if let Some((window, _)) = self.arrival(slot) {
-            window.refused(now);
-        }
+    pub fn refused(&mut self, now: Timestamp) {
+        self.window.refused(now);
     }
 
     /// Nothing was written: slot, permit and token are free at once.
-    pub fn unsent(&mut self, mut slot: Slot) {
+    pub fn unsent(&mut self, slot: Slot) {
         self.release(slot.call == Call::Held);
-        let token = slot.token;
-        let current = slot.window == self.window_id;
-        if let (Some(window), Some(arrival)) = (&mut self.window, slot.arrival.take())
-            && current
-        {
-            window.unsent(arrival);
-        }
-        if let Some(bucket) = self.bucket.as_mut().filter(|_| token) {
+        self.window.unsent(slot.arrival);
+        if let Some(bucket) = self.bucket.as_mut().filter(|_| slot.token) {
             bucket.put_back();
         }
     }
@@ -309,15 +274,12 @@ impl Ledger {
     /// The exchange is over: its permit is free once the upstream has counted down too.
     /// `advance` to `now` first. Returns how long the permit was out.
     pub fn give_back(&mut self, mut slot: Slot, end: End, now: Timestamp) -> Duration {
-        let (counts, margin) = (self.quota.counts, self.quota.margin);
-        if let Some((window, arrival)) = self.arrival(&mut slot) {
-            match (counts, end) {
-                (Counts::Completion, End::Torn) => window.sent(arrival, now + margin),
-                // A complete exchange had a head: without `arrived` before it, this is its bound.
-                (_, End::Complete) => window.arrived(arrival, now),
-                // Torn with nothing known of its last byte: none can follow now.
-                (Counts::Arrival, End::Torn) => window.sent(arrival, now + margin),
-            }
+        let bound = now + self.quota.margin;
+        match end {
+            // A complete exchange had a head: without `arrived` before it, this is its bound.
+            End::Complete => self.window.arrived(&mut slot.arrival, now),
+            // With nothing known of its last byte: none can follow now.
+            End::Torn => self.window.sent(&mut slot.arrival, bound),
         }
         let after = match end {
             End::Complete => self.quota.settle,
@@ -334,9 +296,7 @@ impl Ledger {
             return;
         }
         self.effective = effective;
-        if let Some(window) = &mut self.window {
-            window.set_limit(effective.requests);
-        }
+        self.window.set_limit(effective.requests);
         if let (Some(bucket), Some(rate)) = (&mut self.bucket, self.quota.rate)
             && let Some(depth) = NonZeroU32::new(effective.burst)
         {
@@ -346,18 +306,7 @@ impl Ledger {
 
     /// Another quota from now on. The history stays: nothing is forgiven. `advance` first.
     pub fn retune(&mut self, quota: Quota, effective: Effective, now: Timestamp) {
-        self.window = match (self.window.take(), quota.rate) {
-            (Some(mut window), Some(rate)) => {
-                window.retune(rate);
-                Some(window)
-            }
-            // No window was kept: what went out in the last W is anybody's guess.
-            (None, Some(rate)) => {
-                self.window_id += 1;
-                Some(WindowGuard::spent(rate, now + quota.margin))
-            }
-            (_, None) => None,
-        };
+        self.window.retune(quota.rate, now + quota.margin);
         if !is_shaped(&quota) {
             self.bucket = None;
         } else if self.bucket.is_none() {
@@ -381,14 +330,14 @@ impl Ledger {
         self.effective
     }
 
-    /// Window slots taken. `advance` first.
+    /// Window slots taken; none where no window is kept. `advance` first.
     pub fn window_used(&self) -> u32 {
-        self.window.as_ref().map_or(0, WindowGuard::used)
+        self.quota.rate.map_or(0, |_| self.window.used())
     }
 
     /// Arrivals of the last W not refused. `advance` first.
     pub fn accepted(&self) -> u32 {
-        self.window.as_ref().map_or(0, WindowGuard::accepted)
+        self.window.accepted()
     }
 
     /// Permits out, those that settle included.
@@ -398,7 +347,7 @@ impl Ledger {
 
     /// Nothing is out and the window has emptied: this ledger could be forgotten and made anew.
     pub fn is_idle(&self) -> bool {
-        self.in_use == 0 && self.window.as_ref().is_none_or(WindowGuard::is_empty)
+        self.in_use == 0 && self.window.is_empty()
     }
 
     /// How long a window slot is kept past its bound; zero without a rate.

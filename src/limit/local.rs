@@ -241,7 +241,7 @@ impl LocalLane {
     ) -> Cause {
         let now = self.advance(now);
         self.ledger.arrived(slot, now);
-        self.ledger.refused(slot, now);
+        self.ledger.refused(now);
         let refusal = Refusal {
             dispatched: slot.taken(),
             probe: slot.probe.take().is_some(),
@@ -279,6 +279,10 @@ impl LocalLane {
         let now = self.advance(now);
         self.mode = mode;
         self.lane.retune(quota, capacity);
+        if mode != Mode::Enforce {
+            // Nobody is to be held up, also who waits already.
+            self.lane.throttle_mut().open();
+        }
         self.ledger
             .retune(quota, self.lane.throttle().effective(), now);
     }

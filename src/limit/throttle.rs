@@ -166,7 +166,8 @@ impl Throttle {
         learnt.then(|| self.window_start + self.window())
     }
 
-    fn open(&mut self) {
+    /// Any pause is over: the probe has been answered, or nobody is held up any more.
+    pub fn open(&mut self) {
         self.gate = Gate::Open;
         self.probe_missed = None;
     }
@@ -370,20 +371,24 @@ impl Throttle {
 
     /// Another quota: what was learnt stays, within it.
     pub fn retune(&mut self, quota: Quota) {
-        let base = Effective::of(&quota);
-        let keep =
-            |learnt: u32, old: u32, new: u32| if learnt == old { new } else { learnt.min(new) };
+        let (learnt, old) = (self.effective, self.base);
+        self.quota = quota;
+        self.base = Effective::of(&quota);
+        let keep = |learnt: u32, old: u32, new: u32, most: u32| match learnt == old {
+            true => new,
+            false => learnt.min(most),
+        };
+        let (base, most_burst) = (self.base, self.most_burst());
         self.effective = Effective {
-            requests: keep(self.effective.requests, self.base.requests, base.requests),
-            burst: keep(self.effective.burst, self.base.burst, base.burst).min(base.requests),
+            requests: keep(learnt.requests, old.requests, base.requests, base.requests),
+            burst: keep(learnt.burst, old.burst, base.burst, most_burst),
             concurrency: keep(
-                self.effective.concurrency,
-                self.base.concurrency,
+                learnt.concurrency,
+                old.concurrency,
+                base.concurrency,
                 base.concurrency,
             ),
         };
-        self.quota = quota;
-        self.base = base;
     }
 }
 
@@ -595,6 +600,22 @@ mod tests {
         refuse_at(&mut throttle, now);
         throttle.open();
         assert_eq!(windows_until_growth(&mut throttle, &mut now), 60);
+    }
+
+    #[test]
+    fn another_quota_keeps_what_was_learnt_within_it() {
+        let mut throttle = throttle();
+        refuse_at(&mut throttle, 0);
+        throttle.open();
+        for window in 1..=130 {
+            throttle.advance(true, at(window * 10_000));
+        }
+        assert_eq!(throttle.effective().burst, 992, "62, doubled four times");
+        throttle.retune(Quota::new(Rate::new(1000, W), NonZeroU32::new(300)));
+        let effective = throttle.effective();
+        assert_eq!((effective.burst, effective.concurrency), (992, 300));
+        throttle.retune(Quota::new(Rate::new(500, W), NonZeroU32::new(300)));
+        assert_eq!(throttle.effective().burst, 500);
     }
 
     #[test]

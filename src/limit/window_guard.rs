@@ -34,8 +34,9 @@ struct Pending {
 }
 
 pub struct WindowGuard {
-    rate: Rate,
-    /// At most this many slots, `rate.requests()` unless the throttle shrank it.
+    /// `None`: no limit. What is on its way is known all the same, should there be one later.
+    rate: Option<Rate>,
+    /// At most this many slots, those of `rate` unless the throttle shrank it.
     limit: u32,
     open: u32,
     pending: VecDeque<Pending>,
@@ -47,34 +48,52 @@ pub struct WindowGuard {
     bounded: VecDeque<Timestamp>,
     /// Bounds of arrivals the upstream refused, ascending: they keep their slots too.
     refused: VecDeque<Timestamp>,
+    /// Slots at the front of `bounded` that stand for a past nobody knows, and their bound.
+    unknown: Option<(u32, Timestamp)>,
 }
 
 impl WindowGuard {
-    pub fn new(rate: Rate) -> Self {
+    pub fn new(rate: Option<Rate>) -> Self {
         Self {
             rate,
-            limit: rate.requests(),
+            limit: slots(rate),
             open: 0,
             pending: VecDeque::new(),
             first_ticket: 0,
             unanswered: 0,
             bounded: VecDeque::new(),
             refused: VecDeque::new(),
+            unknown: None,
         }
     }
 
-    /// A guard that knows nothing of the past and so counts every slot as arrived at `now`.
-    pub fn spent(rate: Rate, now: Timestamp) -> Self {
+    /// A guard that knows nothing of the past, in which all has arrived by `latest`.
+    pub fn spent(rate: Option<Rate>, latest: Timestamp) -> Self {
         let mut guard = Self::new(rate);
+        guard.spend(latest);
         guard
-            .bounded
-            .extend(std::iter::repeat_n(now, rate.requests() as usize));
-        guard
+    }
+
+    /// Nothing is known of the past but that all of it has arrived by `latest`: it fills the
+    /// window, however many slots that has.
+    fn spend(&mut self, latest: Timestamp) {
+        self.bounded.clear();
+        self.unknown = Some((0, latest));
+        self.fill();
+    }
+
+    fn fill(&mut self) {
+        if let (Some((filled, bound)), Some(rate)) = (&mut self.unknown, self.rate) {
+            for _ in *filled..rate.requests() {
+                self.bounded.push_front(*bound);
+            }
+            *filled = rate.requests().max(*filled);
+        }
     }
 
     /// How long past its bound a slot stays taken: W and a thousandth of it, as clocks differ.
     fn hold(&self) -> Duration {
-        hold(self.rate)
+        self.rate.map_or(Duration::ZERO, hold)
     }
 
     /// Forgets what can no longer share a window with an arrival at or after `now`.
@@ -98,6 +117,8 @@ impl WindowGuard {
             .is_some_and(|&bound| bound + hold < now)
         {
             self.bounded.pop_front();
+            // They all go at once.
+            self.unknown = None;
         }
         while self
             .refused
@@ -115,9 +136,13 @@ impl WindowGuard {
         // Late reports and a shrunken margin may name an earlier bound; a later one is as safe.
         let bound = self.bounded.back().map_or(bound, |&last| last.max(bound));
         self.bounded.push_back(bound);
-        if self.bounded.len() > STAMPS_KEPT.max(self.rate.requests() as usize) {
+        if self.bounded.len() > self.most_stamps() {
             self.bounded.pop_front();
         }
+    }
+
+    fn most_stamps(&self) -> usize {
+        STAMPS_KEPT.max(self.rate.map_or(0, Rate::requests) as usize)
     }
 
     /// Slots taken: admitted and not yet free. `advance` first.
@@ -141,7 +166,7 @@ impl WindowGuard {
 
     /// Sets the most slots at once; those taken beyond it stay taken until their time.
     pub fn set_limit(&mut self, limit: u32) {
-        self.limit = limit.clamp(1, self.rate.requests());
+        self.limit = limit.clamp(1, slots(self.rate));
     }
 
     /// The earliest time at which `nth` (from 1) more slots can have become free. `advance` first.
@@ -217,21 +242,31 @@ impl WindowGuard {
     /// The upstream refused an arrival just bounded: it keeps its slot, and is no budget used.
     pub fn refused(&mut self, now: Timestamp) {
         self.refused.push_back(now);
-        if self.refused.len() > STAMPS_KEPT.max(self.rate.requests() as usize) {
+        if self.refused.len() > self.most_stamps() {
             self.refused.pop_front();
         }
     }
 
-    /// A new N or W from now on; nothing taken is forgiven.
-    pub fn retune(&mut self, rate: Rate) {
+    /// A new N or W from now on; nothing taken is forgiven. Where there was no limit, no arrivals
+    /// were kept: the past has arrived by `latest`, and what is still written is known.
+    pub fn retune(&mut self, rate: Option<Rate>, latest: Timestamp) {
+        let unlimited = self.rate.is_none();
         self.rate = rate;
-        self.limit = self.limit.clamp(1, rate.requests());
+        self.limit = self.limit.clamp(1, slots(rate));
+        if unlimited && rate.is_some() {
+            self.spend(latest);
+        }
+        self.fill();
     }
 
     /// Nothing is taken: the guard could be forgotten. `advance` first.
     pub fn is_empty(&self) -> bool {
         self.used() == 0
     }
+}
+
+fn slots(rate: Option<Rate>) -> u32 {
+    rate.map_or(u32::MAX, Rate::requests)
 }
 
 /// How long past its bound a slot of `rate` stays taken.
@@ -252,7 +287,7 @@ mod tests {
     }
 
     fn guard(requests: u32) -> WindowGuard {
-        WindowGuard::new(Rate::new(requests, W).unwrap())
+        WindowGuard::new(Rate::new(requests, W))
     }
 
     #[test]
@@ -332,15 +367,37 @@ mod tests {
             let mut slot = guard.take();
             guard.arrived(&mut slot, at(millis));
         }
-        guard.retune(Rate::new(2, W).unwrap());
+        guard.retune(Rate::new(2, W), at(10));
         assert_eq!(guard.used(), 4);
         assert_eq!(guard.nth_free(1, at(10)), (at(2) + W + SLACK).next());
     }
 
     #[test]
     fn spent_is_one_window_of_nothing() {
-        let guard = WindowGuard::spent(Rate::new(3, W).unwrap(), at(5));
+        let guard = WindowGuard::spent(Rate::new(3, W), at(5));
         assert_eq!(guard.used(), 3);
         assert_eq!(guard.nth_free(1, at(5)), (at(5) + W + SLACK).next());
+    }
+
+    #[test]
+    fn what_was_on_its_way_without_a_limit_counts_under_one() {
+        let mut guard = WindowGuard::new(None);
+        let mut slots = [guard.take(), guard.take()];
+        guard.sent(&mut slots[0], at(0) + MARGIN);
+        guard.advance(at(5_000));
+        assert_eq!(guard.used(), 1, "and who has arrived is forgotten");
+        guard.retune(Rate::new(3, W), at(5_000));
+        guard.advance((at(5_000) + W + SLACK).next());
+        assert_eq!(guard.used(), 1);
+    }
+
+    #[test]
+    fn a_larger_window_is_spent_as_well() {
+        let mut guard = WindowGuard::spent(Rate::new(3, W), at(5));
+        guard.retune(Rate::new(9, W), at(5));
+        assert_eq!(guard.used(), 9);
+        guard.advance((at(5) + W + SLACK).next());
+        guard.retune(Rate::new(20, W), at(90_000));
+        assert!(guard.is_empty());
     }
 }

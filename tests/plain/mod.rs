@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podgate::limit::fair_queue::{Waiter, WaiterId};
 use podgate::limit::flow::FlowId;
-use podgate::limit::ledger::{Call, End, Slot};
+use podgate::limit::ledger::{Call, Effective, End, Slot};
 use podgate::limit::local::{LocalLane, Settled, Verdict};
 use podgate::limit::quota::{Burst, Mode, Quota, Rate, Timestamp};
 use proptest::prelude::*;
@@ -250,6 +250,11 @@ impl World {
     /// By the lane's own clock.
     pub fn idle(&mut self) -> Duration {
         self.lane.snapshot(self.told()).idle
+    }
+
+    /// The limits the lane has learnt.
+    pub fn effective(&mut self) -> Effective {
+        self.lane.snapshot(self.told()).effective
     }
 
     /// What the lane is told the time is.
