@@ -65,8 +65,11 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     // Sockets are made inside a runtime, and handed to the ones that serve them.
     let (listen, admin) = {
         let _inside = runtime.enter();
-        (bind("listen", config.listen)?, bind("admin", config.admin)?)
+        (bind("listen", config.listen), bind("admin", config.admin))
     };
+    // Whoever starts podgate from a runtime of its own may not wait for another one to end.
+    runtime.shutdown_background();
+    let (listen, admin) = (listen?, admin?);
     let address =
         |listener: &std::net::TcpListener| listener.local_addr().map_err(StartError::Thread);
     let (listen_at, admin_at) = (address(&listen)?, address(&admin)?);
