@@ -1,6 +1,15 @@
-//! podgate: the map. Modules in reading order, lowest floor first.
+//! podgate: the map. Modules in reading order, lowest floor first; no module imports one of a floor
+//! above its own, and a test reads every path to see to it.
 
 pub mod operation;
+pub mod outcome;
 pub mod limit;
+pub mod metrics;
 pub mod config;
+pub mod admission;
+pub mod gateway;
+pub mod admin;
+pub mod listener;
+pub mod serve;
 pub mod emulator;
+pub mod demo;

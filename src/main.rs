@@ -1,1 +1,183 @@
-fn main() {}
+//! The one binary: wires everything, owns the exit codes.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use podgate::config::Config;
+use podgate::config::check::{self, Verdict};
+use podgate::config::overrides::{Given, Overrides};
+use podgate::config::process::{Log, LogFormat, LogLevel};
+use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::serve::StartError;
+use podgate::{demo, serve};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Bad usage or configuration.
+const BAD_USAGE: u8 = 2;
+
+/// Keeps a team's traffic inside the Runpod Serverless API's limits, and uses them fully.
+#[derive(Parser)]
+#[command(name = "podgate", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve as the gateway.
+    Serve(ServeArgs),
+    /// Check a configuration file and print the limits it comes to.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Serve an emulated Runpod API.
+    Emulate(EmulateArgs),
+    /// Show the gateway at work before an emulated API: no account, no configuration.
+    Demo(demo::DemoArgs),
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// The configuration; without one, Runpod's documented limits.
+    #[arg(long, env = "PODGATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where clients come in.
+    #[arg(long, env = "PODGATE_LISTEN", value_name = "ADDR")]
+    listen: Option<String>,
+    /// Where metrics and health are.
+    #[arg(long, env = "PODGATE_ADMIN", value_name = "ADDR")]
+    admin: Option<String>,
+    /// The API to stand in front of.
+    #[arg(long, env = "PODGATE_UPSTREAM", value_name = "URL")]
+    upstream: Option<String>,
+    /// Worker threads; one a core unless set.
+    #[arg(long, value_name = "N")]
+    workers: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(args) => run_serve(args),
+        Command::Check { file } => run_check(&file),
+        Command::Emulate(args) => cli::main(&args),
+        Command::Demo(args) => demo::main(&args),
+    }
+}
+
+fn run_check(file: &Path) -> ExitCode {
+    let out = std::io::stdout();
+    let colours = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match check::check(file, colours, &mut out.lock()) {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Refused) => ExitCode::from(BAD_USAGE),
+        // Nobody reads what we write.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+impl ServeArgs {
+    fn config(self) -> Result<Config, String> {
+        let given = |name: &str, text: Option<String>| text.map(|text| Given::new(name, text));
+        let overrides = Overrides {
+            listen: given("--listen", self.listen),
+            admin: given("--admin", self.admin),
+            upstream: given("--upstream", self.upstream),
+            workers: given("--workers", self.workers),
+        };
+        match &self.config {
+            Some(file) => Config::load_with(file, &overrides).map_err(|error| error.to_string()),
+            None => Config::preset()
+                .with(&overrides)
+                .map_err(|faults| faults.to_string()),
+        }
+    }
+}
+
+fn run_serve(args: ServeArgs) -> ExitCode {
+    let config = match args.config() {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    log_to_stderr(&config.log);
+    let running = match serve::start(config) {
+        Ok(running) => running,
+        Err(error) => {
+            eprintln!("podgate: {error}");
+            return match error {
+                StartError::Bind { .. } | StartError::Metrics(_) | StartError::Thread(_) => {
+                    ExitCode::FAILURE
+                }
+                StartError::Key(_) | StartError::Field(_) | StartError::Tls(_) => {
+                    ExitCode::from(BAD_USAGE)
+                }
+            };
+        }
+    };
+    eprintln!(
+        "podgate ready on http://{}, admin on http://{}, upstream {}",
+        running.listen, running.admin, running.shared.config.upstream.target
+    );
+    match wait_for_the_end() {
+        Ok(()) => {
+            tracing::info!("draining; a second signal stops at once");
+            running.drain();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("podgate: signals cannot be received: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(log: &Log) {
+    let level = match log.level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let to_stderr = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(level)
+        .with_target(false);
+    match log.format {
+        LogFormat::Text => to_stderr.init(),
+        LogFormat::Json => to_stderr.json().init(),
+    }
+}
+
+/// Returns at the first SIGTERM or SIGINT; a second one ends the process.
+fn wait_for_the_end() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut term, mut int) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        )
+    };
+    let mut either = async move || {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    runtime.block_on(either());
+    std::thread::spawn(move || {
+        runtime.block_on(either());
+        std::process::exit(1);
+    });
+    Ok(())
+}

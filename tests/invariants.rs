@@ -159,6 +159,7 @@ fn short(world: &mut World) {
 
 /// When the waiting request was admitted, by passing time until it was.
 fn admitted_after(world: &mut World, patience: Duration) -> Option<Duration> {
+    assert!(world.is_waiting(), "it went at once");
     let (from, seen) = (world.now, world.attempts.len());
     world.pass_to(from + patience);
     (world.attempts.get(seen)).map(|attempt| attempt.admitted.since(from))

@@ -10,6 +10,7 @@ use super::Config;
 use super::faults::{Fault, Place};
 use super::groups;
 use super::process::{Buffers, Limits, Log, LogFormat, LogLevel, Target, Timeouts, Upstream};
+use super::raw::Value;
 use super::read::At;
 use super::schema;
 use super::secret::SecretSource;
@@ -105,6 +106,14 @@ pub(super) fn write_over(
 }
 
 fn address(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
+    if let Value::Whole(port) = at.value {
+        let help = meant_address(&format!(":{port}")).map(|meant| format!("write `{meant}`"));
+        let fault = at
+            .fault(format!("expected {ADDRESS}"))
+            .label("this is a number");
+        faults.push(fault.maybe_help(help));
+        return None;
+    }
     let text = at.text(ADDRESS, faults)?;
     let read = text.parse();
     if read.is_err() {
@@ -172,7 +181,7 @@ fn upstream(
 /// `{ file: … }` or `{ env: … }`. The key itself is never taken, and never repeated.
 fn api_key(at: &At<'_>, folder: &Path, faults: &mut Vec<Fault>) -> Option<SecretSource> {
     const FORMS: &str = "`{ file: PATH }` or `{ env: NAME }`";
-    if !matches!(at.value, super::raw::Value::Map(_)) {
+    if !matches!(at.value, Value::Map(_)) {
         let fault = at.key_fault(format!("expected {FORMS}"));
         let fault = fault.label("a key itself does not belong in this file");
         faults.push(fault.help("put the key into a file of its own that only podgate may read"));

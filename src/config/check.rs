@@ -1,1 +1,108 @@
+//! `podgate check FILE`: everything that is wrong with it, or what it amounts to.
+//!
+//! What depends on the machine and not on the file (is the key's file there?) is a warning: a
+//! file is often checked where it will not run. Starting with it fails all the same.
 
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::faults::{Fault, Place};
+use super::overrides::Overrides;
+use super::reading::{Reading, read_file};
+use super::{LoadError, table};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// podgate takes it.
+    Good,
+    /// It cannot be read, or has faults.
+    Refused,
+}
+
+/// Checks the file at `path` and writes the report to `out`, with colours or without. Errors are
+/// those of `out`.
+pub fn check(path: &Path, colours: bool, out: &mut impl Write) -> io::Result<Verdict> {
+    match read_file(path) {
+        Ok(text) => check_text(&path.to_string_lossy(), &text, colours, out),
+        Err(LoadError::Unreadable { path, why }) => {
+            let name = path.display();
+            writeln!(
+                out,
+                "error: the configuration `{name}` cannot be read: {why}"
+            )?;
+            Ok(Verdict::Refused)
+        }
+        Err(LoadError::Faults(faults)) => {
+            write!(out, "{}", faults.render(colours))?;
+            Ok(Verdict::Refused)
+        }
+    }
+}
+
+/// Checks `text` as the content of a file that messages call `file_name`.
+pub fn check_text(
+    file_name: &str,
+    text: &str,
+    colours: bool,
+    out: &mut impl Write,
+) -> io::Result<Verdict> {
+    let reading = Reading::new(file_name, text, &Overrides::default());
+    let faults = reading.faults(warnings(&reading));
+    if !faults.is_empty() {
+        writeln!(out, "{}", faults.render(colours))?;
+    }
+    if faults.refuse() {
+        let word = if faults.errors() == 1 {
+            "fault"
+        } else {
+            "faults"
+        };
+        writeln!(out, "{file_name}: {} {word}", faults.errors())?;
+        return Ok(Verdict::Refused);
+    }
+    writeln!(out, "{file_name}: ok")?;
+    write!(out, "\n{}", table::effective(&reading.config))?;
+    Ok(Verdict::Good)
+}
+
+/// What is allowed and probably not meant, or will not work on this machine.
+fn warnings(reading: &Reading<'_>) -> Vec<Fault> {
+    let (config, places) = (&reading.config, &reading.places);
+    let mut found = Vec::new();
+    if let Some(source) = &config.upstream.api_key
+        && let Err(error) = source.resolve()
+    {
+        let fault = Fault::new(
+            places.api_key.clone(),
+            "upstream.api_key",
+            error.to_string(),
+        );
+        found.push(fault.label("podgate would not start here").warning());
+    }
+    for (nth, (path, place)) in config
+        .upstream
+        .trust_ca
+        .iter()
+        .zip(&places.trust_ca)
+        .enumerate()
+    {
+        if let Err(error) = File::open(path) {
+            let what = format!("the file `{}` cannot be read: {error}", path.display());
+            let fault = Fault::new(place.clone(), format!("upstream.trust_ca[{nth}]"), what);
+            found.push(fault.label("podgate would not start here").warning());
+        }
+    }
+    let prefix = &config.upstream.target.prefix;
+    if (prefix == "/v2" || prefix.ends_with("/v2")) && places.url != Place::Nowhere {
+        let what = format!("paths begin with `/v2` already: calls would go to `{prefix}/v2/...`");
+        let fault = Fault::new(places.url.clone(), "upstream.url", what);
+        found.push(
+            fault
+                .label("a prefix for every path")
+                .help("leave `/v2` away")
+                .warning(),
+        );
+    }
+    found
+}

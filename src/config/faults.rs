@@ -12,7 +12,7 @@ use super::raw::{Step, Value};
 use super::span;
 
 /// Beyond so many faults they are only counted: each costs a parse, and nobody reads on.
-const MOST_DRAWN: usize = 200;
+const MOST_DRAWN: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
@@ -53,10 +53,15 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// `path` is the setting's; a flag or variable goes by its own name.
     pub(super) fn new(place: Place, path: impl Into<String>, what: impl Into<String>) -> Self {
+        let path = match &place {
+            Place::Given { name, .. } => name.clone(),
+            _ => path.into(),
+        };
         Self {
             severity: Severity::Error,
-            path: path.into(),
+            path,
             what: what.into(),
             help: None,
             position: None,
@@ -103,7 +108,7 @@ pub struct Faults {
     /// The file's text with its secrets covered; same bytes otherwise.
     text: String,
     drawn: Vec<Drawn>,
-    /// How many more there are than are drawn.
+    /// How many more errors there are than are drawn.
     more: usize,
 }
 
@@ -122,8 +127,13 @@ impl Faults {
         tree: Option<&Value>,
         mut faults: Vec<Fault>,
     ) -> Self {
-        let more = faults.len().saturating_sub(MOST_DRAWN);
-        faults.truncate(MOST_DRAWN);
+        // Errors first, so that a crowd of warnings never hides one.
+        faults.sort_by_key(|fault| fault.severity == Severity::Warning);
+        let rest = faults.split_off(MOST_DRAWN.min(faults.len()));
+        let more = rest
+            .iter()
+            .filter(|f| f.severity == Severity::Error)
+            .count();
         let mut drawn: Vec<Drawn> = faults.into_iter().map(|f| Drawn::new(text, f)).collect();
         drawn.sort_by_key(|d| d.span.as_ref().map_or(usize::MAX, |s| s.start));
         Self {
@@ -136,17 +146,17 @@ impl Faults {
 
     /// Whether anything in it refuses the configuration.
     pub fn refuse(&self) -> bool {
-        let error = |d: &Drawn| d.fault.severity == Severity::Error;
-        self.more > 0 || self.drawn.iter().any(error)
+        self.errors() > 0
     }
 
     pub fn is_empty(&self) -> bool {
         self.drawn.is_empty()
     }
 
-    /// All of them, those past the drawn ones too.
-    pub fn count(&self) -> usize {
-        self.drawn.len() + self.more
+    /// How many of them refuse it, those past the drawn ones too.
+    pub fn errors(&self) -> usize {
+        let error = |d: &&Drawn| d.fault.severity == Severity::Error;
+        self.drawn.iter().filter(error).count() + self.more
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Fault> {

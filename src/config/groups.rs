@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::bridge::PATIENCE;
 use super::faults::{Fault, Place};
 use super::policy::{EndpointRule, GroupPolicy, GroupTable, Knob, Pattern, Source, Sources};
+use super::raw::Value;
 use super::read::{At, Entries};
 use super::schema;
 use crate::limit::quota::{Burst, Counts, Mode, Rate};
@@ -34,12 +35,12 @@ const SOURCES: [(&str, Source); 3] = [
     ("docs", Source::Docs),
     ("podgate", Source::Podgate),
 ];
-const MODES: [(&str, Mode); 3] = [
+pub(super) const MODES: [(&str, Mode); 3] = [
     ("enforce", Mode::Enforce),
     ("shadow", Mode::Shadow),
     ("disabled", Mode::Disabled),
 ];
-const COUNTS: [(&str, Counts); 2] = [
+pub(super) const COUNTS: [(&str, Counts); 2] = [
     ("arrival", Counts::Arrival),
     ("completion", Counts::Completion),
 ];
@@ -98,7 +99,11 @@ pub(super) fn endpoints(
                 continue;
             }
         };
-        if let Some((_, above)) = rules.iter().find(|(r, _)| r.pattern.covers(&pattern)) {
+        // Only a star covers another pattern: the same one twice is a fault already.
+        let mut wide = rules
+            .iter()
+            .filter(|(r, _)| r.pattern.as_str().contains('*'));
+        if let Some((_, above)) = wide.find(|(rule, _)| rule.pattern.covers(&pattern)) {
             let fault = at.key_fault("this rule is never reached: the first match wins");
             let fault = fault.also(above.key_place(), "takes all it could match");
             faults.push(fault.label("put it above"));
@@ -120,11 +125,7 @@ fn policy(
         Layer::Preset => &schema::PRESET_GROUP,
         Layer::File => &schema::GROUP,
     };
-    if !matches!(
-        at.value,
-        super::raw::Value::Map(_) | super::raw::Value::Nothing
-    ) && group == Group::Other
-    {
+    if !matches!(at.value, Value::Map(_) | Value::Nothing) && group == Group::Other {
         let fault = at.fault("expected `reject`, or a map of settings");
         faults.push(fault.label(format!("this is {}", at.value.kind())));
         return;
@@ -247,18 +248,8 @@ fn stated(at: &At<'_>, faults: &mut Vec<Fault>) -> Vec<(Knob, Source)> {
 }
 
 fn concurrency(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<Option<NonZeroU32>> {
-    if at.is_word("none") {
-        return Some(None);
-    }
-    if let super::raw::Value::Text(_) = at.value {
-        faults.push(
-            at.fault("expected a whole number or `none`")
-                .label("this is text"),
-        );
-        return None;
-    }
-    let permits = u32::try_from(at.whole(1..=MOST_PERMITS, faults)?).ok()?;
-    NonZeroU32::new(permits).map(Some)
+    let permits = at.whole_or("none", 1..=MOST_PERMITS, faults)?;
+    Some(permits.and_then(|permits| NonZeroU32::new(u32::try_from(permits).ok()?)))
 }
 
 /// `none`, or any of `requests`, `per` and `burst` over what is there.
@@ -277,7 +268,7 @@ fn rate(
         given.mark(Knob::Rate);
         return;
     }
-    if !matches!(at.value, super::raw::Value::Map(_)) {
+    if !matches!(at.value, Value::Map(_)) {
         let fault = at.fault("expected `none`, or a map such as `{ requests: 1000, per: 10s }`");
         faults.push(fault.label(format!("this is {}", at.value.kind())));
         return;
@@ -293,10 +284,7 @@ fn rate(
     let periods = Duration::from_millis(1)..=Rate::LONGEST_PERIOD;
     let timed = parts.set("per", &mut per, |at| at.duration(periods, faults).map(Some));
     let mut at_once = *burst;
-    let paced = parts.set("burst", &mut at_once, |at| match at.is_word("auto") {
-        true => Some(Burst::Auto),
-        false => fixed(at, most, faults),
-    });
+    let paced = parts.set("burst", &mut at_once, |at| self::burst(at, most, faults));
     if faults.len() > before {
         return;
     }
@@ -327,16 +315,10 @@ fn rate(
     faults.push(fault.label("not complete"));
 }
 
-fn fixed(at: &At<'_>, most: u64, faults: &mut Vec<Fault>) -> Option<Burst> {
-    if let super::raw::Value::Text(_) = at.value {
-        faults.push(
-            at.fault("expected a whole number or `auto`")
-                .label("this is text"),
-        );
-        return None;
-    }
-    let burst = u32::try_from(at.whole(1..=most, faults)?).ok()?;
-    NonZeroU32::new(burst).map(Burst::Fixed)
+fn burst(at: &At<'_>, most: u64, faults: &mut Vec<Fault>) -> Option<Burst> {
+    let burst = at.whole_or("auto", 1..=most, faults)?;
+    let burst = burst.and_then(|burst| NonZeroU32::new(u32::try_from(burst).ok()?));
+    Some(burst.map_or(Burst::Auto, Burst::Fixed))
 }
 
 /// More at once than the window holds can never happen, so it was meant otherwise.

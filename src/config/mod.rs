@@ -2,7 +2,7 @@
 //!
 //! Read in this order: the file's text becomes a plain tree (`raw`), the tree is checked key by
 //! key (`read`, `schema`) and written over the preset (`bridge`, `groups`), and what comes out is
-//! a [`Config`]. What was wrong comes out as [`Faults`].
+//! a [`Config`]. What was wrong comes out as [`Faults`]. `reading` is that way in one place.
 //!
 //! No clock, no threads; the only I/O is reading the file ([`Config::load`]) and, later and
 //! elsewhere, a secret ([`secret::SecretSource::resolve`]). A reload is another module's business.
@@ -14,28 +14,28 @@ pub mod overrides;
 pub mod faults;
 pub mod check;
 pub mod units;
+mod show;
 mod bridge;
 mod groups;
 mod raw;
 mod read;
+mod reading;
 mod schema;
 mod span;
+mod table;
 
-use std::fs::File;
-use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use bridge::Places;
-use faults::{Fault, Faults, Place};
+use faults::Faults;
+use overrides::Overrides;
 use policy::{EndpointRule, GroupTable, GroupVerdict};
 use process::{Buffers, Limits, Log, Timeouts, Upstream};
+use reading::{Reading, read_file};
 
 use crate::operation::Group;
 
-/// The largest configuration file, in bytes.
-const LARGEST_FILE: u64 = 1 << 20;
 /// The preset's text.
 const PRESET: &str = include_str!("../../config/runpod.yaml");
 
@@ -84,17 +84,14 @@ impl Config {
             groups: GroupTable::blank(),
             endpoints: Vec::new(),
         };
+        // The preset is part of the program, no input reaches it, and tests prove that it is YAML,
+        // has no fault and names every number. Going on without its limits would be worse.
+        let tree = raw::parse(PRESET).expect("the preset is YAML");
         let mut faults = Vec::new();
-        if let Ok(tree) = raw::parse(PRESET) {
-            for (key, at) in read::At::root(&tree).named(&mut faults) {
-                if key == "groups" {
-                    groups::table(&mut config.groups, &at, groups::Layer::Preset, &mut faults);
-                }
-            }
+        for (_, at) in read::At::root(&tree).named(&mut faults) {
+            groups::table(&mut config.groups, &at, groups::Layer::Preset, &mut faults);
         }
-        // The preset is part of the program, and a test proves that it has no fault and sets
-        // every number: there is nothing to handle here.
-        debug_assert!(faults.is_empty(), "{faults:?}");
+        assert!(faults.is_empty(), "the preset has faults: {faults:?}");
         config.spread_margin();
         config
     }
@@ -102,18 +99,20 @@ impl Config {
     /// Reads a file's `text` over the preset. `file_name` is what messages call it; relative
     /// paths in it count from its folder.
     pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
-        let reading = Reading::new(file_name, text);
-        let faults = reading.faults(Vec::new());
-        match faults.refuse() {
-            true => Err(faults),
-            false => Ok(reading.config),
-        }
+        Reading::new(file_name, text, &Overrides::default()).finish()
     }
 
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Config, LoadError> {
+        Config::load_with(path, &Overrides::default())
+    }
+
+    /// Reads a file, and flags and environment over it, as one: what a flag replaces in the file
+    /// is not held against it.
+    pub fn load_with(path: &Path, overrides: &Overrides) -> Result<Config, LoadError> {
         let text = read_file(path)?;
-        Config::parse(&path.to_string_lossy(), &text).map_err(LoadError::Faults)
+        let reading = Reading::new(&path.to_string_lossy(), &text, overrides).finish();
+        reading.map_err(LoadError::Faults)
     }
 
     /// What `group` is allowed at `endpoint`. Allocates nothing; looks at each rule once.
@@ -134,132 +133,6 @@ impl Config {
                 policy.quota.margin = margin;
             }
         }
-    }
-
-    /// What no single setting shows.
-    fn check_across(&self, places: &Places, faults: &mut Vec<Fault>) {
-        if collide(self.listen, self.admin) {
-            let what = format!("`{}` is taken by `listen` already", self.admin);
-            let (at, path, other) = match &places.admin {
-                Place::Nowhere => (&places.listen, "listen", &places.admin),
-                admin => (admin, "admin", &places.listen),
-            };
-            let what = match path {
-                "admin" => what,
-                _ => format!("`{}` is taken by `admin` already", self.listen),
-            };
-            let fault = Fault::new(at.clone(), path, what).label("the same port");
-            faults.push(match other {
-                Place::Nowhere => fault,
-                other => fault.also(other.clone(), "and here"),
-            });
-        }
-        let upstream = &self.upstream;
-        let loopback = self.listen.ip().to_canonical().is_loopback();
-        if upstream.api_key.is_some() && !loopback && !upstream.allow_remote_injection {
-            let what = format!(
-                "a key is injected into every request, and `{}` can be reached from other hosts",
-                self.listen
-            );
-            let fault = match &places.listen {
-                Place::Nowhere => Fault::new(places.api_key.clone(), "upstream.api_key", what),
-                listen => Fault::new(listen.clone(), "listen", what)
-                    .also(places.api_key.clone(), "injected here"),
-            };
-            let help = "listen on `127.0.0.1`, or say `upstream.allow_remote_injection: true`";
-            faults.push(
-                fault
-                    .label("anybody who reaches it spends the account")
-                    .help(help),
-            );
-        }
-        if self.buffers.per_request > self.buffers.total {
-            let what = "one request may not hold more than all together";
-            let place = places.per_request.clone();
-            faults.push(Fault::new(place, "buffers.per_request", what));
-        }
-        if self.timeouts.body_idle > self.timeouts.body_total {
-            let what = "a pause in a body may not be longer than the whole body";
-            let place = places.body_idle.clone();
-            faults.push(Fault::new(place, "timeouts.body_idle", what));
-        }
-    }
-}
-
-/// Whether the second of two sockets could not be bound.
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    let all = a.ip().is_unspecified() || b.ip().is_unspecified();
-    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || all)
-}
-
-fn read_file(path: &Path) -> Result<String, LoadError> {
-    let error = |why: String| LoadError::Unreadable {
-        path: path.to_owned(),
-        why,
-    };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|e| error(e.to_string()))?;
-    let mut file = file.take(LARGEST_FILE + 1);
-    file.read_to_end(&mut bytes)
-        .map_err(|e| error(e.to_string()))?;
-    if bytes.len() as u64 > LARGEST_FILE {
-        let most = units::show_size(LARGEST_FILE);
-        return Err(error(format!("it is larger than {most}")));
-    }
-    String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter();
-        let line = line.filter(|b| **b == b'\n').count() + 1;
-        error(format!("line {line} is not UTF-8"))
-    })
-}
-
-/// One reading of one file: what came of it, and what is wrong with it.
-struct Reading<'a> {
-    file: &'a str,
-    text: &'a str,
-    tree: Option<raw::Value>,
-    /// Valid whatever was read: what is wrong kept the preset's value.
-    config: Config,
-    places: Places,
-    found: Vec<Fault>,
-}
-
-impl<'a> Reading<'a> {
-    fn new(file: &'a str, text: &'a str) -> Self {
-        // A mark some editors put in front of a text; it is no part of it.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let mut reading = Self {
-            file,
-            text,
-            tree: None,
-            config: Config::preset(),
-            places: Places::nowhere(),
-            found: Vec::new(),
-        };
-        match raw::parse(text) {
-            Ok(tree) => {
-                let folder = Path::new(file).parent().unwrap_or(Path::new(""));
-                let root = read::At::root(&tree);
-                let (config, found) = (&mut reading.config, &mut reading.found);
-                reading.places = bridge::write_over(config, &root, folder, found);
-                reading
-                    .config
-                    .check_across(&reading.places, &mut reading.found);
-                reading.tree = Some(tree);
-            }
-            Err(malformed) => {
-                let place = malformed.at.map_or(Place::Nowhere, Place::Offset);
-                let fault = Fault::new(place, "", "this is not YAML");
-                reading.found.push(fault.label(malformed.why));
-            }
-        }
-        reading
-    }
-
-    /// All that was found, and `more`, with positions.
-    fn faults(&self, more: Vec<Fault>) -> Faults {
-        let all = self.found.iter().cloned().chain(more).collect();
-        Faults::new(self.file, self.text, self.tree.as_ref(), all)
     }
 }
 

@@ -7,6 +7,7 @@ use super::Config;
 use super::bridge::{ADDRESS, Places, URL, WORKERS, meant_address};
 use super::faults::{Fault, Faults, Place};
 use super::process::Target;
+use super::reading::check_across;
 
 /// One value from outside the file, and what it was given by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +99,7 @@ impl Config {
     pub fn with(mut self, overrides: &Overrides) -> Result<Config, Faults> {
         let (mut places, mut faults) = (Places::nowhere(), Vec::new());
         overrides.write_over(&mut self, &mut places, &mut faults);
-        self.check_across(&places, &mut faults);
+        check_across(&self, &places, &mut faults);
         match faults.is_empty() {
             true => Ok(self),
             false => Err(Faults::new("", "", None, faults)),

@@ -18,6 +18,10 @@ use serde::de::{SeqAccess, VariantAccess, Visitor};
 /// ends here, a file of a thousand endpoints does not.
 const MOST_VALUES: usize = 200_000;
 
+/// So many brackets may be open at once. Those in comments and quotes are counted too, so this is
+/// far above what the parser takes.
+const DEEPEST: usize = 1_000;
+
 /// One value of the document.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -41,7 +45,8 @@ impl Value {
         match self {
             Value::Nothing => "nothing",
             Value::Flag(_) => "true or false",
-            Value::Whole(_) | Value::OtherNumber => "a number",
+            Value::Whole(_) => "a number",
+            Value::OtherNumber => "negative, a fraction or too large",
             Value::Text(_) => "text",
             Value::List(_) => "a list",
             Value::Map(_) => "a map",
@@ -65,14 +70,40 @@ pub struct Malformed {
     pub why: String,
     /// Byte offset, where the parser knows it.
     pub at: Option<usize>,
+    /// What was begun before and never ended well, and the byte offset of its beginning.
+    pub begun: Option<(String, usize)>,
 }
 
 /// The tree of `text`. A text without content is [`Value::Nothing`].
 pub fn parse(text: &str) -> Result<Value, Malformed> {
+    if let Some(at) = too_deep(text) {
+        return Err(Malformed {
+            why: format!("more than {DEEPEST} brackets inside each other"),
+            at: Some(at),
+            begun: None,
+        });
+    }
     let left = Cell::new(MOST_VALUES);
     Grow { left: &left }
         .deserialize(serde_yaml::Deserializer::from_str(text))
-        .map_err(|error| malformed(&error))
+        .map_err(|error| malformed(text, &error))
+}
+
+/// The parser's time grows with the square of the depth: it takes minutes for a megabyte of
+/// brackets. It stops at a depth of 128 itself, but only after that.
+fn too_deep(text: &str) -> Option<usize> {
+    let mut depth = 0_usize;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return Some(at);
+        }
+    }
+    None
 }
 
 /// Byte offset at which the part named by `steps` begins, if there is such a part.
@@ -85,17 +116,58 @@ pub fn locate(text: &str, steps: &[Step]) -> Option<usize> {
     Some(error.location()?.index())
 }
 
-fn malformed(error: &serde_yaml::Error) -> Malformed {
+/// The parser's message, taken apart: `WHY at line L column C, while CONTEXT at line L column C`.
+/// The positions are drawn, so they need not be said.
+fn malformed(text: &str, error: &serde_yaml::Error) -> Malformed {
     let said = error.to_string();
-    // The position is drawn, so it need not be said as well.
-    let why = match said.split_once(" at line ") {
-        Some((why, _)) => why.to_owned(),
-        None => said,
+    if said.contains("more than one document") {
+        return Malformed {
+            why: "a second document begins".into(),
+            at: second_document(text),
+            begun: None,
+        };
+    }
+    let (said, context) = said.split_once(", while ").unwrap_or((&said, ""));
+    let begun = context
+        .split_once(" at line ")
+        .and_then(|(what, position)| {
+            let (line, column) = position.split_once(" column ")?;
+            let offset = offset_of(text, line.parse().ok()?, column.parse().ok()?);
+            Some((format!("while {what}"), offset))
+        });
+    let (why, _) = said.split_once(" at line ").unwrap_or((said, ""));
+    // Characters that may not stand in a text have only an offset, and that only in words.
+    let (why, at) = match why.split_once(" at position ") {
+        Some((why, offset)) => (why, offset.parse().ok()),
+        None => (why, error.location().map(|location| location.index())),
     };
     Malformed {
-        why,
-        at: error.location().map(|location| location.index()),
+        why: why.to_owned(),
+        at,
+        begun,
     }
+}
+
+/// Byte offset of a line and column, both from 1.
+fn offset_of(text: &str, line: usize, column: usize) -> usize {
+    let lines = text.split_inclusive('\n').take(line.saturating_sub(1));
+    let start: usize = lines.map(str::len).sum();
+    let before = text[start..].chars().take(column.saturating_sub(1));
+    start + before.map(char::len_utf8).sum::<usize>()
+}
+
+/// Where the line begins that separates a first document from a second.
+fn second_document(text: &str) -> Option<usize> {
+    let (mut content, mut start) = (false, 0);
+    for line in text.split_inclusive('\n') {
+        let separates = line.starts_with("---");
+        if separates && content {
+            return Some(start);
+        }
+        content |= !separates && !line.trim().is_empty() && !line.starts_with(['#', '%']);
+        start += line.len();
+    }
+    None
 }
 
 /// Builds the tree, and stops when it has grown too large.

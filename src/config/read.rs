@@ -179,6 +179,23 @@ impl<'a> At<'a> {
         self.within(number, bounds, ToString::to_string, faults)
     }
 
+    /// A whole number, or a word that stands for none (`Some(None)`).
+    pub fn whole_or(
+        &self,
+        word: &str,
+        bounds: RangeInclusive<u64>,
+        faults: &mut Vec<Fault>,
+    ) -> Option<Option<u64>> {
+        match self.value {
+            Value::Text(text) if text == word => Some(None),
+            Value::Whole(_) => self.whole(bounds, faults).map(Some),
+            _ => {
+                faults.push(self.expected(&format!("a whole number or `{word}`")));
+                None
+            }
+        }
+    }
+
     pub fn duration(
         &self,
         bounds: RangeInclusive<Duration>,

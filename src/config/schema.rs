@@ -164,7 +164,15 @@ pub(super) fn nearest<'k>(text: &str, known: &[&'k str]) -> Option<&'k str> {
     }
     let text = plain(text);
     let far = |word: &&&str| strsim::damerau_levenshtein(&text, &plain(word));
-    let near = known.iter().min_by_key(far)?;
+    // `warning` for `warn`, `auto` for `automatic`.
+    let begins = |word: &&&str| word.len() > 3 && text.starts_with(&plain(word));
+    let near = known
+        .iter()
+        .find(begins)
+        .or_else(|| known.iter().min_by_key(far))?;
+    if begins(&near) {
+        return Some(*near);
+    }
     let most = (near.len().min(text.len()) / 3).max(1);
     (far(&near) <= most).then_some(*near)
 }
@@ -201,6 +209,18 @@ mod tests {
         let names = Group::ALL.map(Group::name);
         assert_eq!(GROUPS.keys, names);
         assert_eq!(&PRESET_GROUP.keys[..GROUP.keys.len()], GROUP.keys);
+    }
+
+    #[test]
+    fn the_example_shows_every_key() {
+        let example = include_str!("../../config/podgate.example.yaml");
+        for level in LEVELS {
+            let missing = |key: &&&str| match level.name {
+                "groups" => !example.contains(**key),
+                _ => !example.contains(&format!("{key}:")),
+            };
+            assert_eq!(level.keys.iter().find(missing), None, "{}", level.name);
+        }
     }
 
     #[test]

@@ -5,19 +5,20 @@ use std::ops::Range;
 use super::faults::Place;
 use super::raw::{self, Step, Value};
 
+/// So many secrets are looked up one by one; with more, every value is covered.
+const MOST_COVERED: usize = 100;
+
 /// The bytes to underline. On character boundaries, on one line, never empty but at a line's end.
 pub(super) fn of(text: &str, place: &Place) -> Option<Range<usize>> {
-    let (start, flow) = match place {
-        Place::Part(steps) => {
-            let start = raw::locate(text, steps)?;
-            (start, in_flow(text, steps))
-        }
-        Place::Offset(offset) => (*offset, false),
+    let (start, steps) = match place {
+        Place::Part(steps) => (raw::locate(text, steps)?, Some(steps)),
+        Place::Offset(offset) => (*offset, None),
         Place::Given { .. } | Place::Nowhere => return None,
     };
     let start = (0..=start.min(text.len()))
         .rev()
         .find(|at| text.is_char_boundary(*at))?;
+    let flow = || steps.is_some_and(|steps| in_flow(text, steps, start));
     Some(start..start + extent(&text[start..], flow))
 }
 
@@ -44,8 +45,14 @@ pub(super) fn lines(
     (from..to, position(text, start).0)
 }
 
-/// Whether a part stands between the brackets of a `{ }` or `[ ]`, where a comma ends it.
-fn in_flow(text: &str, steps: &[Step]) -> bool {
+/// Whether the part that begins at `start` stands between the brackets of a `{ }` or `[ ]`, where
+/// a comma ends it.
+fn in_flow(text: &str, steps: &[Step], start: usize) -> bool {
+    let line = lines(text, &(start..start), None).0;
+    if text[line.start..start].contains(['{', '[']) {
+        // Almost always so, and spares a parse. Wrong only for a bracket in a quoted key.
+        return true;
+    }
     let Some((_, parents)) = steps.split_last() else {
         return false;
     };
@@ -53,27 +60,36 @@ fn in_flow(text: &str, steps: &[Step]) -> bool {
     raw::locate(text, parents).is_some_and(bracket)
 }
 
-/// How many bytes of `rest`'s first line belong to the part that begins there.
-fn extent(rest: &str, flow: bool) -> usize {
+/// How many bytes of `rest`'s first line belong to the part that begins there. `flow` is only
+/// asked where it matters.
+fn extent(rest: &str, flow: impl FnOnce() -> bool) -> usize {
     let line = rest.lines().next().unwrap_or_default();
     let length = match line.chars().next() {
         None => 0,
         Some('"') => quoted(line, '"'),
         Some('\'') => quoted(line, '\''),
         Some('{' | '[') => bracketed(line),
-        Some(_) => plain(line, flow),
+        Some(_) => {
+            let flow = line.contains([',', ']', '}', '[', '{']) && flow();
+            plain(line, flow)
+        }
     };
     line[..length].trim_end().len()
 }
 
+/// To the closing quote. Within single quotes a quote is written twice, within double ones behind
+/// a backslash.
 fn quoted(line: &str, quote: char) -> usize {
-    let mut escaped = false;
-    for (at, c) in line.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if quote == '"' => escaped = true,
-            _ if c == quote => return at + 1,
-            _ => {}
+    let mut characters = line.char_indices().skip(1).peekable();
+    while let Some((at, c)) = characters.next() {
+        let escapes = match quote {
+            '"' => c == '\\',
+            _ => c == quote && characters.peek().is_some_and(|(_, next)| *next == quote),
+        };
+        if escapes {
+            characters.next();
+        } else if c == quote {
+            return at + 1;
         }
     }
     line.len()
@@ -135,20 +151,34 @@ pub(super) fn on_one_line(text: &str) -> String {
     }
     let mut bytes = line.into_bytes();
     cover_runpod_keys(&mut bytes);
+    cover_credentials(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// `text` with every secret overwritten by `*`, byte for byte, so that positions stay.
 ///
-/// Covered are the values of keys that sound like a secret, whatever looks like a Runpod key, and,
-/// in text that is not YAML, the rest of a line behind such a key.
+/// Covered are the values of keys that sound like a secret, whatever looks like a Runpod key, the
+/// credentials in a URL, and, in text that is not YAML, the rest of a line behind such a key.
 pub(super) fn covered(text: &str, tree: Option<&Value>) -> String {
     let mut bytes = text.as_bytes().to_vec();
+    let mut secrets = Vec::new();
     match tree {
-        Some(tree) => cover_values(text, &mut bytes, tree, &mut Vec::new(), false),
-        None => cover_lines(text, &mut bytes),
+        Some(tree) => find_secrets(tree, &mut Vec::new(), false, &mut secrets),
+        None => cover_lines(text, &mut bytes, sounds_secret),
+    }
+    match secrets.len() > MOST_COVERED {
+        true => cover_lines(text, &mut bytes, |_| true),
+        false => secrets
+            .iter()
+            .for_each(|steps| cover_value(text, &mut bytes, steps)),
     }
     cover_runpod_keys(&mut bytes);
+    cover_credentials(&mut bytes);
+    for at in 1..bytes.len() {
+        if bytes[at] == b'\n' && bytes[at - 1] == b'\r' {
+            bytes[at - 1] = b' ';
+        }
+    }
     // Whole characters were overwritten with ASCII, so this is text still.
     String::from_utf8(bytes).unwrap_or_default()
 }
@@ -172,25 +202,26 @@ fn says_where(key: &str, value: &Value) -> bool {
     }
 }
 
-fn cover_values(text: &str, bytes: &mut [u8], value: &Value, steps: &mut Vec<Step>, secret: bool) {
+/// The ways to all single values that may be secret.
+fn find_secrets(value: &Value, steps: &mut Vec<Step>, secret: bool, found: &mut Vec<Vec<Step>>) {
     match value {
         Value::Map(entries) => {
             for (nth, (key, inside)) in entries.iter().enumerate() {
                 steps.push(Step::Value(nth));
                 let secret = (secret && !says_where(key, inside)) || sounds_secret(key);
-                cover_values(text, bytes, inside, steps, secret);
+                find_secrets(inside, steps, secret, found);
                 steps.pop();
             }
         }
         Value::List(items) => {
             for (nth, inside) in items.iter().enumerate() {
                 steps.push(Step::Value(nth));
-                cover_values(text, bytes, inside, steps, secret);
+                find_secrets(inside, steps, secret, found);
                 steps.pop();
             }
         }
         Value::Nothing => {}
-        _ if secret => cover_value(text, bytes, steps),
+        _ if secret => found.push(steps.clone()),
         _ => {}
     }
 }
@@ -202,7 +233,7 @@ fn cover_value(text: &str, bytes: &mut [u8], steps: &[Step]) {
         return;
     };
     bytes[span.clone()].fill(b'*');
-    if in_flow(text, steps) {
+    if in_flow(text, steps, span.start) {
         return;
     }
     let key = match steps.split_last() {
@@ -229,20 +260,35 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-fn cover_lines(text: &str, bytes: &mut [u8]) {
+/// Covers the rest of each line behind a key that `is_secret`.
+fn cover_lines(text: &str, bytes: &mut [u8], is_secret: impl Fn(&str) -> bool) {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
         if let Some(colon) = line.find(':') {
-            let secret = line[..colon]
-                .split(['{', ','])
-                .any(|key| sounds_secret(key.trim()));
+            let keys = line[..colon].split(['{', ',']);
             let places = ["file:", "env:"].iter().any(|place| line.contains(place));
-            if secret && !places {
+            if !places && keys.map(str::trim).any(&is_secret) {
                 let end = line.trim_end().len();
                 bytes[start + colon + 1..start + end.max(colon + 1)].fill(b'*');
             }
         }
         start += line.len();
+    }
+}
+
+/// Covers what stands between `://` and `@`.
+fn cover_credentials(bytes: &mut [u8]) {
+    const BEFORE: &[u8] = b"://";
+    for start in 0..bytes.len() {
+        if !bytes[start..].starts_with(BEFORE) {
+            continue;
+        }
+        let from = start + BEFORE.len();
+        let ends = |b: &u8| b.is_ascii_whitespace() || *b == b'/';
+        let authority = bytes[from..].split(ends).next().unwrap_or_default();
+        if let Some(at) = authority.iter().rposition(|b| *b == b'@') {
+            bytes[from..from + at].fill(b'*');
+        }
     }
 }
 
@@ -260,5 +306,75 @@ fn cover_runpod_keys(bytes: &mut [u8]) {
             bytes[at] = b'*';
             at += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        let tree = raw::parse(text).ok();
+        let shown = covered(text, tree.as_ref());
+        assert_eq!(shown.len(), text.len());
+        shown
+    }
+
+    #[test]
+    fn secrets_are_covered_wherever_they_stand() {
+        for text in [
+            "api_key: hunter2\n",
+            "a: [{ Api-Key: 'hunter2', b: c }]\n",
+            "api_key:\n  hunter2\n  hunter2\nb: c\n",
+            "api_key: >-\n  hunter2\n\n   hunter2\nb: c\n",
+            "token: { a: [hunter2, { b: hunter2 }] }\n",
+            "upstream: { api_key: { env: 'hunter2!' } }\n",
+            "not: [yaml\npassword: hunter2\n",
+            "url: http://a:hunter2@b/c\n",
+            "apikye: hunter2\n",
+            &"secret: hunter2\n".repeat(MOST_COVERED + 1),
+        ] {
+            assert!(!shown(text).contains("hunter2"), "{}", shown(text));
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_stays() {
+        for text in [
+            "api_key: { file: /run/secrets/runpod }\nlisten: x\n",
+            "api_key: { env: RUNPOD_API_KEY }\n",
+            "keep_alive: 75s # a@b\n",
+            "- not\n: yaml {\nlisten: 127.0.0.1:1\n",
+        ] {
+            assert_eq!(shown(text), text);
+        }
+    }
+
+    #[test]
+    fn a_part_ends_where_it_ends() {
+        for (text, part) in [
+            ("a: b c # d", "b c"),
+            ("a: 'b # ''c''' # d", "'b # ''c'''"),
+            ("a: \"b\\\"c\" # d", "\"b\\\"c\""),
+            ("a: b, c", "b, c"),
+            ("a: [b, c] # d", "[b, c]"),
+            ("a: {\n  b: c, d: e }", "{"),
+        ] {
+            let span = of(text, &Place::Part(vec![Step::Value(0)]));
+            assert_eq!(span.map(|span| &text[span]), Some(part));
+        }
+        let text = "a: {\n  b: c, d: e }";
+        let steps = vec![Step::Value(0), Step::Value(0)];
+        assert_eq!(
+            of(text, &Place::Part(steps)).map(|span| &text[span]),
+            Some("c")
+        );
+    }
+
+    #[test]
+    fn what_is_quoted_is_short_and_harmless() {
+        assert_eq!(quote("a\u{1b}[1m\n"), "`a\\u{1b}[1m\\n`");
+        assert_eq!(quote("rpa_ABC"), "`rpa_***`");
+        assert_eq!(quote(&"ü".repeat(100)), format!("`{}...`", "ü".repeat(60)));
     }
 }

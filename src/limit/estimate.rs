@@ -2,10 +2,9 @@
 //!
 //! Estimates only. Nothing here admits or refuses.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::limit::fair_queue::FlowId;
+use crate::limit::flow::{FlowId, FlowMap};
 use crate::limit::quota::Timestamp;
 
 /// Flows remembered at most.
@@ -23,7 +22,9 @@ struct Pace {
 
 pub struct Estimates {
     span: Duration,
-    paces: HashMap<FlowId, Pace>,
+    paces: FlowMap<Pace>,
+    /// When flows were last looked through for some to forget.
+    swept: Timestamp,
     holds: [Duration; HOLDS],
     seen: usize,
 }
@@ -33,7 +34,8 @@ impl Estimates {
     pub fn new(span: Duration) -> Self {
         Self {
             span,
-            paces: HashMap::new(),
+            paces: FlowMap::default(),
+            swept: Timestamp::EPOCH,
             holds: [Duration::ZERO; HOLDS],
             seen: 0,
         }
@@ -46,7 +48,12 @@ impl Estimates {
     /// A waiter of `flow` was admitted.
     pub fn admitted(&mut self, flow: FlowId, now: Timestamp) {
         let span = self.span;
-        if !self.paces.contains_key(&flow) && self.paces.len() >= FLOWS {
+        if self.paces.len() >= FLOWS && !self.paces.contains_key(&flow) {
+            // Looking at all of them is worth it now and then only.
+            if now.since(self.swept) < span {
+                return;
+            }
+            self.swept = now;
             self.paces
                 .retain(|_, pace| now.since(pace.start) < span * 2);
             if self.paces.len() >= FLOWS {

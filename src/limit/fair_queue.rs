@@ -6,15 +6,13 @@
 //! urgency another queue before this one: both have their place here and no code yet.
 //! O(log flows) per event, whatever the number of waiters.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
+use crate::limit::flow::{FlowId, FlowMap};
 use crate::limit::ledger::Call;
+use crate::limit::lengths::Lengths;
 use crate::limit::levels::Levels;
 use crate::limit::quota::Timestamp;
-
-/// Whose request it is: a hash the shell makes, so that nothing secret lives here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FlowId(pub u64);
 
 /// One waiting request. Stale once it was admitted, shed or left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,12 +111,11 @@ pub struct FairQueue {
     free_nodes: Vec<u32>,
     flows: Vec<Flow>,
     free_flows: Vec<u32>,
-    by_id: HashMap<FlowId, u32>,
-    /// Flows with a waiter, and those of them with a short one.
-    turns: BTreeSet<Turn>,
+    by_id: FlowMap<u32>,
+    /// Flows with a short waiter, and those with a held one.
     short_turns: BTreeSet<Turn>,
-    /// Flows by length, the heaviest last.
-    by_len: BTreeSet<(u32, u32)>,
+    held_turns: BTreeSet<Turn>,
+    lengths: Lengths,
     levels: Levels,
     short_levels: Levels,
     /// The highest turn served.
@@ -137,10 +134,10 @@ impl FairQueue {
             free_nodes: Vec::new(),
             flows: Vec::new(),
             free_flows: Vec::new(),
-            by_id: HashMap::new(),
-            turns: BTreeSet::new(),
+            by_id: FlowMap::default(),
             short_turns: BTreeSet::new(),
-            by_len: BTreeSet::new(),
+            held_turns: BTreeSet::new(),
+            lengths: Lengths::default(),
             levels: Levels::default(),
             short_levels: Levels::default(),
             round: 0,
@@ -199,7 +196,7 @@ impl FairQueue {
                 &self.short_levels,
                 self.short_turns.len(),
             ),
-            Call::Held => (own.map(Flow::len), &self.levels, self.turns.len()),
+            Call::Held => (own.map(Flow::len), &self.levels, self.by_id.len()),
         };
         match own {
             // At the end of the ring: every flow goes once before.
@@ -214,7 +211,7 @@ impl FairQueue {
     /// On a tie it is never the newcomer's flow if that has no other waiter: a small caller is
     /// not locked out by a big one.
     pub fn evictable(&self, flow: FlowId) -> Option<WaiterId> {
-        let &(heaviest, index) = self.by_len.last()?;
+        let (index, heaviest) = self.lengths.longest()?;
         let own = self.waiting(flow);
         if own + 1 > heaviest || (own + 1 == heaviest && own > 0) {
             return None;
@@ -336,41 +333,42 @@ impl FairQueue {
         let entry = &mut self.flows[flow as usize];
         let turn = entry.turn;
         let before = entry.len();
-        let short_before = entry.short.len;
         let list = entry.list(call);
+        let list_before = list.len;
         list.len = list.len.saturating_add_signed(by);
-        let (after, short_after) = (entry.len(), entry.short.len);
+        let (list_after, after) = (list.len, before.saturating_add_signed(by));
 
         self.len = self.len.saturating_add_signed(by as isize);
+        self.lengths.moved(flow, before, after);
         self.levels.moved(before, after);
-        self.short_levels.moved(short_before, short_after);
-        self.by_len.remove(&(before, flow));
-        if after > 0 {
-            self.by_len.insert((after, flow));
+        let turns = match call {
+            Call::Short => {
+                self.short_levels.moved(list_before, list_after);
+                &mut self.short_turns
+            }
+            Call::Held => &mut self.held_turns,
+        };
+        if list_before == 0 {
+            turns.insert(turn);
+        } else if list_after == 0 {
+            turns.remove(&turn);
         }
-        set_member(&mut self.turns, turn, before > 0, after > 0);
-        set_member(
-            &mut self.short_turns,
-            turn,
-            short_before > 0,
-            short_after > 0,
-        );
     }
 
     /// The waiter whose turn it is.
     pub fn first(&self, eligible: Eligible) -> Option<WaiterId> {
-        let (turns, calls): (_, &[Call]) = match eligible {
-            Eligible::All => (&self.turns, &[Call::Short, Call::Held]),
-            Eligible::ShortOnly => (&self.short_turns, &[Call::Short]),
+        let short = self.short_turns.first();
+        let turn = match eligible {
+            Eligible::All => short.into_iter().chain(self.held_turns.first()).min(),
+            Eligible::ShortOnly => short,
         };
-        let flow = &self.flows[turns.first()?.flow as usize];
-        let head = |call: &Call| match call {
-            Call::Short => flow.short.head,
-            Call::Held => flow.held.head,
+        let flow = &self.flows[turn?.flow as usize];
+        let held = match eligible {
+            Eligible::All => flow.held.head,
+            Eligible::ShortOnly => NIL,
         };
-        let place = calls
-            .iter()
-            .map(head)
+        let place = [flow.short.head, held]
+            .into_iter()
             .filter(|&place| place != NIL)
             .min_by_key(|&place| self.nodes[place as usize].arrival)?;
         Some(self.id(place))
@@ -395,7 +393,7 @@ impl FairQueue {
             flow,
         };
         let turn = entry.turn;
-        for turns in [&mut self.turns, &mut self.short_turns] {
+        for turns in [&mut self.short_turns, &mut self.held_turns] {
             if turns.remove(&served) {
                 turns.insert(turn);
             }
@@ -431,18 +429,6 @@ impl FairQueue {
             self.free_flows.push(flow);
         }
         Some(waiter)
-    }
-}
-
-fn set_member(turns: &mut BTreeSet<Turn>, turn: Turn, was: bool, is: bool) {
-    match (was, is) {
-        (false, true) => {
-            turns.insert(turn);
-        }
-        (true, false) => {
-            turns.remove(&turn);
-        }
-        _ => {}
     }
 }
 

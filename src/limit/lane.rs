@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crate::limit::deadlines::Deadlines;
 use crate::limit::estimate::Estimates;
-use crate::limit::fair_queue::{Eligible, FairQueue, FlowId, Waiter, WaiterId};
+use crate::limit::fair_queue::{Eligible, FairQueue, Waiter, WaiterId};
+use crate::limit::flow::FlowId;
 use crate::limit::ledger::Call;
 use crate::limit::quota::{Quota, Rate, Timestamp};
 use crate::limit::throttle::{Gate, ProbeId, Throttle};

@@ -156,11 +156,12 @@ impl Ledger {
     }
 
     /// Lets time pass. `waiting`: somebody waited since the last call; then tokens do not accrue
-    /// above N/100, or a stall of the window would save up the next burst, for ever.
+    /// more than N/100 above the one that is due, or a stall of the window would save up the next
+    /// burst, for ever. Nothing above that one, and a timer's lateness would be lost each time.
     pub fn advance(&mut self, waiting: bool, now: Timestamp) {
         self.window.advance(now);
         if let Some(bucket) = &mut self.bucket {
-            let ceiling = waiting.then_some((self.effective.requests / 100).max(1));
+            let ceiling = waiting.then_some(self.effective.requests / 100 + 1);
             bucket.advance(ceiling, now);
         }
         while let Some(&Reverse((free, held))) = self.settling.peek() {
@@ -353,5 +354,33 @@ impl Ledger {
     /// How long a window slot is kept past its bound; zero without a rate.
     pub fn window_hold(&self) -> Duration {
         self.quota.rate.map_or(Duration::ZERO, hold)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One millisecond is what timers resolve: a tenth of what a token takes here.
+    #[test]
+    fn a_timer_that_is_late_each_time_costs_no_token() {
+        let millis = Duration::from_millis;
+        let quota = Quota::new(Rate::new(100, millis(1_000)), None);
+        let mut now = Timestamp::from_epoch(millis(1_000));
+        let ends = now + millis(20_000);
+        let mut ledger = Ledger::new(quota, now);
+        let mut taken = 0;
+        while now < ends {
+            ledger.advance(true, now);
+            match ledger.take(Call::Short, now) {
+                Ok(mut slot) => {
+                    taken += 1;
+                    ledger.arrived(&mut slot, now);
+                    ledger.give_back(slot, End::Complete, now);
+                }
+                Err(Denied { until, .. }) => now = until.expect("time decides") + millis(1),
+            }
+        }
+        assert!(taken >= 1_980, "{taken} of 2000");
     }
 }

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use crate::limit::fair_queue::{Eligible, FlowId, Waiter, WaiterId};
+use crate::limit::fair_queue::{Eligible, Waiter, WaiterId};
+use crate::limit::flow::FlowId;
 use crate::limit::lane::{Lane, Next, Shed};
 use crate::limit::ledger::{Call, Denied, Effective, End, Ledger, Limit, Slot};
 use crate::limit::quota::{Mode, Quota, Timestamp};

@@ -6,7 +6,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use podgate::limit::fair_queue::{FlowId, Waiter, WaiterId};
+use podgate::limit::fair_queue::{Waiter, WaiterId};
+use podgate::limit::flow::FlowId;
 use podgate::limit::ledger::{Call, Effective, End, Slot};
 use podgate::limit::local::{LocalLane, Settled, Verdict};
 use podgate::limit::quota::{Burst, Mode, Quota, Rate, Timestamp};

@@ -12,7 +12,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use podgate::emulator::policer::{Policer, RateDoor};
-use podgate::limit::fair_queue::{FlowId, Waiter, WaiterId};
+use podgate::limit::fair_queue::{Waiter, WaiterId};
+use podgate::limit::flow::FlowId;
 use podgate::limit::ledger::{Call, End, Slot};
 use podgate::limit::local::{LocalLane, Settled, Verdict};
 use podgate::limit::quota::{Burst, Mode, Quota, Rate, Timestamp};

@@ -1,0 +1,335 @@
+//! One lane as the runtime sees it: the core under its lock, those who wait for it, and the task
+//! that wakes it at the time it named.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use crate::admission::clock::Clock;
+use crate::admission::permit::Permit;
+use crate::config::policy::GroupPolicy;
+use crate::limit::fair_queue::{Waiter, WaiterId};
+use crate::limit::flow::FlowId;
+use crate::limit::lane::Shed;
+use crate::limit::ledger::{Call, End, Slot};
+use crate::limit::local::{LocalLane, Settled, Snapshot, Verdict};
+use crate::limit::quota::Timestamp;
+use crate::limit::throttle::Cause;
+use crate::metrics::EndpointMetrics;
+use crate::operation::Group;
+
+/// What one request asks of a lane.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    pub flow: FlowId,
+    pub call: Call,
+    /// The longest it waits.
+    pub patience: Duration,
+}
+
+/// What a lane tells those who only look.
+#[derive(Clone, Debug)]
+pub struct LaneView {
+    pub snapshot: Snapshot,
+    /// Waiters by flow.
+    pub flows: Vec<(FlowId, u32)>,
+}
+
+/// One lane, shared by every thread.
+pub struct LaneCell {
+    pub(super) group: Group,
+    pub(super) metrics: Arc<EndpointMetrics>,
+    clock: Clock,
+    state: Mutex<State>,
+    /// Tells the driver that it sleeps too long.
+    earlier: Notify,
+}
+
+struct State {
+    lane: LocalLane,
+    waiting: HashMap<WaiterId, Waiting>,
+    /// When the driver looks again; `None`: there is no driver.
+    driver: Option<Timestamp>,
+}
+
+struct Waiting {
+    asked: Timestamp,
+    told: oneshot::Sender<Fate>,
+}
+
+type Fate = Result<Permit, Shed>;
+
+/// What is to be told once the lock is gone: telling may drop a permit, which takes the lock.
+#[derive(Default)]
+struct News(Vec<(oneshot::Sender<Fate>, Fate)>);
+
+impl News {
+    fn tell(self) {
+        for (told, news) in self.0 {
+            // Whoever left meanwhile drops the permit here, and it is free again.
+            drop(told.send(news));
+        }
+    }
+}
+
+impl LaneCell {
+    pub(super) fn new(
+        lane: LocalLane,
+        group: Group,
+        metrics: Arc<EndpointMetrics>,
+        clock: Clock,
+    ) -> Self {
+        let state = State {
+            lane,
+            waiting: HashMap::new(),
+            driver: None,
+        };
+        Self {
+            group,
+            metrics,
+            clock,
+            state: Mutex::new(state),
+            earlier: Notify::new(),
+        }
+    }
+
+    /// May this request go? Returns when it may, when it is shed, or never if dropped: then it has
+    /// left the queue and nothing of it remains.
+    ///
+    /// # Errors
+    /// [`Shed`]: it was refused, at once or when its patience was over.
+    pub async fn admit(self: &Arc<Self>, ask: Ask) -> Result<Permit, Shed> {
+        match self.ask(ask) {
+            Asked::Answered(answer) => answer,
+            Asked::Waits(wait) => wait.await,
+        }
+    }
+
+    fn ask(self: &Arc<Self>, ask: Ask) -> Asked {
+        let mut news = News::default();
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let waiter = Waiter {
+            flow: ask.flow,
+            call: ask.call,
+            deadline: now + ask.patience,
+        };
+        let asked = match state.lane.ask(waiter, now) {
+            Verdict::Admit { slot, shadow } => {
+                if let Some(shed) = shadow {
+                    self.metrics.shadowed(self.group, shed.into());
+                }
+                Asked::Answered(Ok(Permit::new(self.clone(), slot, Duration::ZERO)))
+            }
+            Verdict::Shed(shed) => Asked::Answered(Err(shed)),
+            Verdict::Wait { waiter, evicted } => {
+                if let Some((victim, shed)) = evicted
+                    && let Some(waiting) = state.waiting.remove(&victim)
+                {
+                    news.0.push((waiting.told, Err(shed)));
+                }
+                let (told, news) = oneshot::channel();
+                state.waiting.insert(waiter, Waiting { asked: now, told });
+                Asked::Waits(Wait {
+                    lane: self.clone(),
+                    waiter,
+                    news,
+                    over: false,
+                })
+            }
+        };
+        self.settle(&mut state, now, &mut news);
+        drop(state);
+        news.tell();
+        asked
+    }
+
+    /// Lets everybody go whose turn has come, and sees to it that the next turn is not missed.
+    fn settle(self: &Arc<Self>, state: &mut State, now: Timestamp, news: &mut News) {
+        if state.waiting.is_empty() {
+            return;
+        }
+        let wake = self.poll(state, now, news);
+        match (wake, state.driver) {
+            (Some(wake), None) => {
+                state.driver = Some(wake);
+                tokio::spawn(drive(self.clone()));
+            }
+            (Some(wake), Some(driver)) if wake < driver => self.earlier.notify_one(),
+            _ => {}
+        }
+    }
+
+    fn poll(
+        self: &Arc<Self>,
+        state: &mut State,
+        now: Timestamp,
+        news: &mut News,
+    ) -> Option<Timestamp> {
+        let State { lane, waiting, .. } = state;
+        lane.poll(now, |settled| {
+            let (waiter, slot) = match settled {
+                Settled::Admitted(waiter, slot) => (waiter, Ok(slot)),
+                Settled::Shed(waiter, shed) => (waiter, Err(shed)),
+            };
+            if let Some(Waiting { asked, told }) = waiting.remove(&waiter) {
+                let permit = |slot| Permit::new(self.clone(), slot, now.since(asked));
+                news.0.push((told, slot.map(permit)));
+            }
+        })
+    }
+
+    /// Something came back or is better known: whoever can go now goes now.
+    fn event<R>(self: &Arc<Self>, event: impl FnOnce(&mut LocalLane, Timestamp) -> R) -> R {
+        let mut news = News::default();
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let result = event(&mut state.lane, now);
+        self.settle(&mut state, now, &mut news);
+        drop(state);
+        news.tell();
+        result
+    }
+
+    fn leave(self: &Arc<Self>, waiter: WaiterId) {
+        let mut state = self.state.lock();
+        // Not there: its fate is decided and on its way.
+        if state.waiting.remove(&waiter).is_some() {
+            let now = self.clock.now();
+            state.lane.leave(waiter, now);
+        }
+    }
+
+    pub(super) fn sent(self: &Arc<Self>, slot: &mut Slot, last_byte: Instant) {
+        let last_byte = self.clock.at(last_byte);
+        self.event(|lane, now| lane.sent(slot, last_byte, now));
+    }
+
+    pub(super) fn answered(self: &Arc<Self>, slot: &mut Slot) {
+        self.event(|lane, now| lane.answered(slot, now));
+    }
+
+    pub(super) fn throttled(
+        self: &Arc<Self>,
+        slot: &mut Slot,
+        retry_after: Option<Duration>,
+    ) -> Cause {
+        let cause = self.event(|lane, now| lane.throttled(slot, retry_after, now));
+        self.metrics.throttled(self.group, cause);
+        cause
+    }
+
+    pub(super) fn unsent(self: &Arc<Self>, slot: Slot) {
+        self.event(|lane, now| lane.unsent(slot, now));
+    }
+
+    pub(super) fn give_back(self: &Arc<Self>, slot: Slot, end: End) {
+        self.event(|lane, now| lane.give_back(slot, end, now));
+    }
+
+    /// Whether it could be forgotten without anybody noticing.
+    pub(super) fn is_idle(&self) -> bool {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.waiting.is_empty() && state.lane.is_idle(now)
+    }
+
+    /// Whether nothing it let out can matter any more, whatever it has learnt.
+    pub(super) fn is_spent_free(&self) -> bool {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.waiting.is_empty() && state.lane.is_spent_free(now)
+    }
+
+    /// As it stands now.
+    pub fn view(&self) -> LaneView {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let snapshot = state.lane.snapshot(now);
+        LaneView {
+            snapshot,
+            flows: state.lane.flows().collect(),
+        }
+    }
+
+    /// The group whose limit this is.
+    pub fn group(&self) -> Group {
+        self.group
+    }
+
+    /// The handles its requests are counted by.
+    pub fn metrics(&self) -> &Arc<EndpointMetrics> {
+        &self.metrics
+    }
+
+    pub(super) fn core(policy: &GroupPolicy, spent: bool, seed: u64, now: Timestamp) -> LocalLane {
+        let make = if spent {
+            LocalLane::spent
+        } else {
+            LocalLane::new
+        };
+        make(policy.quota, policy.queue, policy.mode, seed, now)
+    }
+}
+
+/// Wakes the lane at the times it names, for as long as somebody waits.
+async fn drive(lane: Arc<LaneCell>) {
+    loop {
+        let mut news = News::default();
+        let wake = {
+            let mut state = lane.state.lock();
+            let now = lane.clock.now();
+            let wake = lane.poll(&mut state, now, &mut news);
+            state.driver = wake;
+            wake
+        };
+        news.tell();
+        let Some(wake) = wake else { return };
+        tokio::select! {
+            () = sleep_until(lane.clock.instant(wake)) => {}
+            () = lane.earlier.notified() => {}
+        }
+    }
+}
+
+enum Asked {
+    Answered(Fate),
+    Waits(Wait),
+}
+
+/// A place in the queue, given up when dropped.
+struct Wait {
+    lane: Arc<LaneCell>,
+    waiter: WaiterId,
+    news: oneshot::Receiver<Fate>,
+    over: bool,
+}
+
+impl Future for Wait {
+    type Output = Fate;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Self::Output> {
+        let news = std::task::ready!(std::pin::Pin::new(&mut self.news).poll(cx));
+        self.over = true;
+        // The sender lives in the lane until it has told: it cannot be gone before.
+        let lost = Shed::WaitExpired {
+            retry_after: Duration::from_secs(1),
+        };
+        std::task::Poll::Ready(news.unwrap_or(Err(lost)))
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if !self.over {
+            self.lane.leave(self.waiter);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! May it go now? The async shell round the pure core: lanes by (account, endpoint, group), made
+//! on demand, capped, and forgotten only when nobody could notice. No HTTP here.
+
+pub mod clock;
+pub mod lane;
+pub mod permit;
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+use crate::admission::clock::Clock;
+use crate::admission::lane::LaneCell;
+use crate::config::policy::GroupPolicy;
+use crate::limit::flow::FlowId;
+use crate::limit::lane::Shed;
+use crate::limit::quota::Timestamp;
+use crate::metrics::{EndpointMetrics, LaneTotals, Metrics};
+use crate::operation::Group;
+use crate::outcome::Outcome;
+
+/// Whose budget a lane spends. One upstream account a gateway unless configured otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Account(pub u16);
+
+/// At the cap, idle lanes are looked for this often at most: it means looking at every lane.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+impl From<Shed> for Outcome {
+    fn from(shed: Shed) -> Self {
+        match shed {
+            Shed::QueueFull { .. } => Outcome::QueueFull,
+            Shed::OutOfReach { .. } => Outcome::OutOfReach,
+            Shed::Paused { .. } => Outcome::Paused,
+            Shed::WaitExpired { .. } => Outcome::WaitExpired,
+        }
+    }
+}
+
+/// All lanes of a process. Cheap to clone.
+#[derive(Clone)]
+pub struct Admission {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    clock: Clock,
+    metrics: Metrics,
+    /// The most lanes with a life of their own.
+    capacity: usize,
+    hasher: RandomState,
+    lanes: RwLock<Lanes>,
+}
+
+type ByGroup = [Option<Arc<LaneCell>>; Group::ALL.len()];
+
+#[derive(Default)]
+struct Lanes {
+    by_account: HashMap<Account, HashMap<Box<str>, ByGroup>>,
+    count: usize,
+    /// What endpoints past the cap share.
+    overflow: HashMap<(Account, Group), Arc<LaneCell>>,
+    made: u64,
+    swept: Option<Timestamp>,
+}
+
+impl Lanes {
+    fn find(&self, account: Account, endpoint: &str, group: Group) -> Option<Arc<LaneCell>> {
+        self.by_account.get(&account)?.get(endpoint)?[group.index()].clone()
+    }
+}
+
+/// One lane and whose it is; `endpoint` is `None` for the one that those past the cap share.
+#[derive(Clone)]
+pub struct Listed {
+    pub account: Account,
+    pub endpoint: Option<Box<str>>,
+    pub lane: Arc<LaneCell>,
+}
+
+impl Admission {
+    /// `capacity`: the most lanes; endpoints past it share one lane a group.
+    pub fn new(capacity: usize, metrics: Metrics) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                clock: Clock::start(),
+                metrics,
+                capacity,
+                hasher: RandomState::new(),
+                lanes: RwLock::default(),
+            }),
+        }
+    }
+
+    /// The lane of one group of one endpoint, made with `policy` if it is new.
+    pub fn lane(
+        &self,
+        account: Account,
+        endpoint: &str,
+        group: Group,
+        policy: &GroupPolicy,
+    ) -> Arc<LaneCell> {
+        if let Some(lane) = self.shared.lanes.read().find(account, endpoint, group) {
+            return lane;
+        }
+        let mut lanes = self.shared.lanes.write();
+        if let Some(lane) = lanes.find(account, endpoint, group) {
+            return lane;
+        }
+        self.shared
+            .make(&mut lanes, account, endpoint, group, policy)
+    }
+
+    /// Every lane, in no order.
+    pub fn list(&self) -> Vec<Listed> {
+        let lanes = self.shared.lanes.read();
+        let endpoints = lanes.by_account.iter().flat_map(|(account, endpoints)| {
+            endpoints
+                .iter()
+                .map(move |(endpoint, groups)| (*account, endpoint, groups))
+        });
+        let own = endpoints.flat_map(|(account, endpoint, groups)| {
+            groups.iter().flatten().map(move |lane| Listed {
+                account,
+                endpoint: Some(endpoint.clone()),
+                lane: lane.clone(),
+            })
+        });
+        let shared = lanes.overflow.iter().map(|((account, _), lane)| Listed {
+            account: *account,
+            endpoint: None,
+            lane: lane.clone(),
+        });
+        own.chain(shared).collect()
+    }
+
+    /// Brings what the metrics say of lanes up to now: called before a page is written.
+    pub fn show(&self) {
+        let mut totals: HashMap<
+            (Group, *const EndpointMetrics),
+            (Arc<EndpointMetrics>, LaneTotals),
+        > = HashMap::new();
+        for Listed { lane, .. } in self.list() {
+            let key = (lane.group(), Arc::as_ptr(lane.metrics()));
+            let (_, sum) = totals
+                .entry(key)
+                .or_insert_with(|| (lane.metrics().clone(), LaneTotals::default()));
+            sum.add(&lane.view().snapshot);
+        }
+        for ((group, _), (endpoint, sum)) in totals {
+            self.shared.metrics.show(group, &endpoint, &sum);
+        }
+    }
+
+    /// The flow of a request: by a credential the upstream has accepted together with the address
+    /// it comes from; without one, all of an address (of an IPv6 /64) are one flow. Keyed anew in
+    /// each process, so that nobody can choose whose flow to share.
+    pub fn flow(&self, address: IpAddr, credential: Option<u64>) -> FlowId {
+        let mut hasher = self.shared.hasher.build_hasher();
+        match address.to_canonical() {
+            IpAddr::V4(address) => address.hash(&mut hasher),
+            IpAddr::V6(address) => address.octets()[..8].hash(&mut hasher),
+        }
+        credential.hash(&mut hasher);
+        FlowId(hasher.finish())
+    }
+}
+
+impl Shared {
+    fn make(
+        &self,
+        lanes: &mut Lanes,
+        account: Account,
+        endpoint: &str,
+        group: Group,
+        policy: &GroupPolicy,
+    ) -> Arc<LaneCell> {
+        let now = self.clock.now();
+        if lanes.count >= self.capacity {
+            self.sweep(lanes, now);
+        }
+        lanes.made += 1;
+        let seed = self.hasher.hash_one(lanes.made);
+        // What this endpoint did through the lane it shared is not known apart: while that lane
+        // has exchanges out it goes on sharing, and while its window is not empty a lane of its
+        // own starts as spent.
+        let shared = lanes.overflow.get(&(account, group)).cloned();
+        let busy = shared
+            .as_ref()
+            .is_some_and(|lane| lane.view().snapshot.permits_in_use > 0);
+        if lanes.count >= self.capacity || busy {
+            return shared.unwrap_or_else(|| {
+                let core = LaneCell::core(policy, false, seed, now);
+                let lane = LaneCell::new(core, group, self.metrics.other(), self.clock);
+                let lane = Arc::new(lane);
+                lanes.overflow.insert((account, group), lane.clone());
+                lane
+            });
+        }
+        let spent = shared.is_some_and(|lane| !lane.is_spent_free());
+        let core = LaneCell::core(policy, spent, seed, now);
+        let lane = Arc::new(LaneCell::new(
+            core,
+            group,
+            self.metrics.endpoint(endpoint),
+            self.clock,
+        ));
+        let endpoints = lanes.by_account.entry(account).or_default();
+        endpoints.entry(endpoint.into()).or_default()[group.index()] = Some(lane.clone());
+        lanes.count += 1;
+        lane
+    }
+
+    /// Forgets lanes that nobody holds and that have nothing to remember. Whoever holds one got it
+    /// under the lock taken here, so that none is forgotten between being found and being asked.
+    fn sweep(&self, lanes: &mut Lanes, now: Timestamp) {
+        if lanes
+            .swept
+            .is_some_and(|swept| now.since(swept) < SWEEP_EVERY)
+        {
+            return;
+        }
+        lanes.swept = Some(now);
+        let idle = |lane: &Arc<LaneCell>| Arc::strong_count(lane) == 1 && lane.is_idle();
+        let mut gone = 0;
+        for endpoints in lanes.by_account.values_mut() {
+            endpoints.retain(|_, groups| {
+                for lane in groups
+                    .iter_mut()
+                    .filter(|lane| lane.as_ref().is_some_and(idle))
+                {
+                    *lane = None;
+                    gone += 1;
+                }
+                groups.iter().any(Option::is_some)
+            });
+        }
+        lanes.count -= gone;
+    }
+}

@@ -1,0 +1,154 @@
+//! Answers podgate makes itself: every stage's error becomes one here, and nowhere else.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde_json::json;
+
+use crate::gateway::body::Answer;
+use crate::gateway::classify::Unclassified;
+use crate::gateway::payload::PayloadError;
+use crate::gateway::upstream::UpstreamError;
+use crate::limit::lane::Shed;
+use crate::outcome::Outcome;
+
+/// The draft's registered types (IETF httpapi rate limit headers, draft -10).
+const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
+const REDUCED_CAPACITY: &str =
+    "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity";
+
+/// Why a request was not answered by the upstream.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejection {
+    #[error(transparent)]
+    Unclassified(#[from] Unclassified),
+    #[error("requests of this kind are not forwarded here (`other: reject`)")]
+    OtherRejected,
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    #[error(transparent)]
+    Shed(#[from] Shed),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error("podgate failed; its log says how")]
+    Internal,
+}
+
+impl Rejection {
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Rejection::Unclassified(Unclassified::NoRoute(_)) => Outcome::NoRoute,
+            Rejection::Unclassified(Unclassified::EmptySegment) => Outcome::BadRequest,
+            Rejection::Unclassified(Unclassified::Method { .. }) => Outcome::MethodNotAllowed,
+            Rejection::OtherRejected => Outcome::NoRoute,
+            Rejection::Payload(PayloadError::TooLarge { .. }) => Outcome::PayloadTooLarge,
+            Rejection::Payload(PayloadError::TooSlow) => Outcome::ClientTimeout,
+            Rejection::Payload(PayloadError::Malformed(_)) => Outcome::BadRequest,
+            Rejection::Shed(shed) => (*shed).into(),
+            Rejection::Upstream(UpstreamError::Unreachable(_)) => Outcome::UpstreamUnreachable,
+            Rejection::Upstream(UpstreamError::Broke(_)) => Outcome::UpstreamBroke,
+            Rejection::Upstream(UpstreamError::TooSlow(_)) => Outcome::UpstreamTimeout,
+            Rejection::Internal => Outcome::Internal,
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self.outcome() {
+            Outcome::BadRequest => StatusCode::BAD_REQUEST,
+            Outcome::NoRoute => StatusCode::NOT_FOUND,
+            Outcome::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Outcome::Forbidden => StatusCode::FORBIDDEN,
+            Outcome::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Outcome::ClientTimeout | Outcome::ClientGone => StatusCode::REQUEST_TIMEOUT,
+            Outcome::QueueFull | Outcome::OutOfReach | Outcome::WaitExpired | Outcome::Paused => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Outcome::UpstreamUnreachable | Outcome::UpstreamBroke => StatusCode::BAD_GATEWAY,
+            Outcome::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Outcome::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Outcome::Forwarded | Outcome::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// When coming back is worth it, before it is spread.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Rejection::Shed(shed) => Some(shed.retry_after()),
+            _ => None,
+        }
+    }
+
+    /// The answer, as the SDKs can read it: a problem object whose `status` is a number.
+    pub fn answer(&self) -> Response<Answer> {
+        let status = self.status();
+        let problem = json!({
+            "type": match status {
+                StatusCode::TOO_MANY_REQUESTS => QUOTA_EXCEEDED,
+                StatusCode::SERVICE_UNAVAILABLE => REDUCED_CAPACITY,
+                _ => "about:blank",
+            },
+            "title": status.canonical_reason().unwrap_or("Error"),
+            "status": status.as_u16(),
+            "detail": self.to_string(),
+            "outcome": self.outcome().name(),
+        });
+        let mut response = Response::new(Answer::Held(Some(Bytes::from(problem.to_string()))));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(wait) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(spread(wait)));
+        }
+        if let Rejection::Unclassified(Unclassified::Method { allow }) = self {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Ok(said) =
+            HeaderValue::try_from(format!("podgate; details={}", self.outcome().name()))
+        {
+            headers.insert(HeaderName::from_static("proxy-status"), said);
+        }
+        response
+    }
+}
+
+/// Whole seconds, rounded up, at least one (a fraction crashes a caller), and up to a quarter
+/// later, so that callers refused together do not come back together.
+fn spread(wait: Duration) -> u64 {
+    // A fresh key each time is all the chance this needs.
+    let chance = RandomState::new().hash_one(0u8) % 256;
+    let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX / 512);
+    let late = millis.saturating_add(millis.saturating_mul(chance) / 1024);
+    late.div_ceil(1000).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_whole_seconds_never_early_and_spread() {
+        assert_eq!(spread(Duration::ZERO), 1);
+        let seen: std::collections::BTreeSet<_> = (0..200)
+            .map(|_| spread(Duration::from_millis(7_500)))
+            .collect();
+        assert!(
+            seen.iter().all(|&seconds| (8..=10).contains(&seconds)),
+            "{seen:?}"
+        );
+        assert!(seen.len() > 1, "all come back together");
+    }
+
+    #[test]
+    fn no_retry_after_on_a_413() {
+        let rejection = Rejection::Payload(PayloadError::TooLarge { limit: 5 });
+        let response = rejection.answer();
+        assert_eq!(response.status(), 413);
+        assert!(!response.headers().contains_key(RETRY_AFTER));
+    }
+}

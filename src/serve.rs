@@ -1,0 +1,155 @@
+//! A running podgate: worker threads with a runtime each, the admin door, and the way down.
+
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::config::secret::SecretError;
+use crate::gateway::tls::TlsError;
+use crate::gateway::{Gateway, NoField, Shared};
+use crate::listener::{self, Door};
+use crate::metrics::Metrics;
+
+/// Why podgate did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address} (`{setting}`): {why}")]
+    Bind {
+        setting: &'static str,
+        address: SocketAddr,
+        why: io::Error,
+    },
+    #[error("`upstream.api_key`: {0}")]
+    Key(#[from] SecretError),
+    #[error("`upstream`: {0}")]
+    Field(#[from] NoField),
+    #[error("`upstream`: {0}")]
+    Tls(#[from] TlsError),
+    #[error("the metrics cannot be declared: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("a thread or runtime cannot be made: {0}")]
+    Thread(io::Error),
+}
+
+/// A podgate that serves. Dropped it stops at once; [`Running::drain`] sees its clients out first.
+pub struct Running {
+    pub shared: Arc<Shared>,
+    /// Where it listens, with the ports that were bound.
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    closing: watch::Sender<bool>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// Binds, starts the workers, and returns once requests are taken.
+///
+/// # Errors
+/// [`StartError`]: nothing was started.
+pub fn start(config: Config) -> Result<Running, StartError> {
+    let bind = |setting, address| {
+        let listener = listener::bind(address);
+        listener.map_err(|why| StartError::Bind {
+            setting,
+            address,
+            why,
+        })
+    };
+    let runtime = runtime().map_err(StartError::Thread)?;
+    // Sockets are made inside a runtime, and handed to the ones that serve them.
+    let (listen, admin) = {
+        let _inside = runtime.enter();
+        (bind("listen", config.listen), bind("admin", config.admin))
+    };
+    // Whoever starts podgate from a runtime of its own may not wait for another one to end.
+    runtime.shutdown_background();
+    let (listen, admin) = (listen?, admin?);
+    let address =
+        |listener: &std::net::TcpListener| listener.local_addr().map_err(StartError::Thread);
+    let (listen_at, admin_at) = (address(&listen)?, address(&admin)?);
+
+    let metrics = Metrics::new()?;
+    let key = config
+        .upstream
+        .api_key
+        .as_ref()
+        .map(|key| key.resolve())
+        .transpose()?;
+    let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let workers = config.workers.unwrap_or_else(cores).get();
+    let timeouts = config.timeouts;
+    let shared = Arc::new(Shared::new(config, key.as_ref(), metrics.clone())?);
+    let (closing, closed) = watch::channel(false);
+
+    let mut threads = Vec::new();
+    for number in 0..workers {
+        let door = Door {
+            gateway: Gateway::new(shared.clone())?,
+            metrics: metrics.clone(),
+            timeouts,
+        };
+        let listener = listen.try_clone().map_err(StartError::Thread)?;
+        let closed = closed.clone();
+        threads.push(spawn(format!("worker-{number}"), async move {
+            if let Err(error) = door.serve(listener, closed).await {
+                tracing::error!(%error, "a worker cannot use the listening socket");
+            }
+        })?);
+    }
+    let door = Admin {
+        metrics,
+        admission: shared.admission.clone(),
+        closing: closed.clone(),
+    };
+    let mut closed = closed;
+    threads.push(spawn("admin".into(), async move {
+        tokio::select! {
+            served = door.serve(admin) => {
+                if let Err(error) = served {
+                    tracing::error!(%error, "the admin door cannot use its socket");
+                }
+            }
+            _ = closed.wait_for(|&closing| closing) => {}
+        }
+    })?);
+    Ok(Running {
+        shared,
+        listen: listen_at,
+        admin: admin_at,
+        closing,
+        workers: threads,
+    })
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// A thread with a runtime of its own.
+fn spawn(
+    name: String,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> Result<JoinHandle<()>, StartError> {
+    let runtime = runtime().map_err(StartError::Thread)?;
+    let thread = std::thread::Builder::new().name(name);
+    thread
+        .spawn(move || runtime.block_on(work))
+        .map_err(StartError::Thread)
+}
+
+impl Running {
+    /// Takes nothing new, and returns once what was taken has ended or the drain's bound is over.
+    pub fn drain(self) {
+        self.closing.send_replace(true);
+        for worker in self.workers {
+            // A worker that panicked has said so itself.
+            let _ = worker.join();
+        }
+    }
+}

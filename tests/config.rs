@@ -1,0 +1,245 @@
+//! What `podgate check` says, byte for byte: one file with faults and one report for each case.
+//!
+//! `tests/config/NAME.yaml` is checked and the report compared with `tests/config/NAME.txt`.
+//! `UPDATE=1 cargo test --test config` writes the reports anew; read the difference before it is
+//! committed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use podgate::config::Config;
+use podgate::config::check::{Verdict, check, check_text};
+use podgate::config::overrides::{Given, Overrides};
+use proptest::prelude::*;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config")
+}
+
+/// The names of the files with this ending, without it.
+fn names(ending: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder()).expect("the folder of cases");
+    let files = entries.map(|entry| entry.expect("an entry").path());
+    files
+        .filter(|path| path.extension().is_some_and(|e| e == ending))
+        .map(|path| {
+            path.file_stem()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect()
+}
+
+fn report(file_name: &str, text: &str) -> (Verdict, String) {
+    let mut out = Vec::new();
+    let verdict = check_text(file_name, text, false, &mut out).expect("a vector takes all");
+    (verdict, String::from_utf8(out).expect("reports are text"))
+}
+
+fn repository_file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(path).expect("a file of ours")
+}
+
+#[test]
+fn every_case_says_what_it_said() {
+    let update = std::env::var_os("UPDATE").is_some();
+    let mut wrong = Vec::new();
+    for name in names("yaml") {
+        let text = fs::read_to_string(folder().join(format!("{name}.yaml"))).expect("a case");
+        let (verdict, said) = report(&format!("{name}.yaml"), &text);
+        assert!(!said.contains("hunter2"), "{name} shows a secret:\n{said}");
+        assert_eq!(
+            verdict == Verdict::Good,
+            name.starts_with("ok-"),
+            "{name}:\n{said}"
+        );
+        let path = folder().join(format!("{name}.txt"));
+        if update {
+            fs::write(&path, &said).expect("written");
+        } else if fs::read_to_string(&path).ok().as_deref() != Some(said.as_str()) {
+            wrong.push(format!("{name} now says:\n{said}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_report_has_its_case_and_there_are_sixty_refusals() {
+    if std::env::var_os("UPDATE").is_some() {
+        return; // they are being written
+    }
+    let cases = names("yaml");
+    assert_eq!(names("txt"), cases);
+    let refused = cases.iter().filter(|name| !name.starts_with("ok-")).count();
+    assert!(refused >= 60, "only {refused}");
+}
+
+#[test]
+fn the_example_is_accepted() {
+    let (verdict, said) = report(
+        "config/podgate.example.yaml",
+        &repository_file("config/podgate.example.yaml"),
+    );
+    assert_eq!(verdict, Verdict::Good, "{said}");
+}
+
+#[test]
+fn a_file_that_is_missing_or_no_text_is_refused() {
+    let said = |path: &Path| {
+        let mut out = Vec::new();
+        let verdict = check(path, false, &mut out).expect("a vector takes all");
+        assert_eq!(verdict, Verdict::Refused);
+        String::from_utf8(out).expect("reports are text")
+    };
+    let missing = said(Path::new("no/such/file.yaml"));
+    assert!(
+        missing.contains("`no/such/file.yaml` cannot be read: No such file"),
+        "{missing}"
+    );
+
+    let path = std::env::temp_dir().join(format!("podgate-config-{}.yaml", std::process::id()));
+    fs::write(&path, b"listen: 127.0.0.1:1\n# \xff\n").expect("written");
+    let binary = said(&path);
+    fs::write(&path, vec![b'#'; (1 << 20) + 1]).expect("written");
+    let large = said(&path);
+    fs::remove_file(&path).expect("removed");
+    assert!(binary.contains("line 2 is not UTF-8"), "{binary}");
+    assert!(large.contains("larger than 1MiB"), "{large}");
+}
+
+#[test]
+fn flags_win_and_their_faults_name_them() {
+    let given = |name: &str, text: &str| Some(Given::new(name, text));
+    let good = Overrides {
+        listen: given("--listen", "127.0.0.1:0"),
+        admin: given("PODGATE_ADMIN", "127.0.0.1:0"),
+        upstream: given("--upstream", "http://127.0.0.1:9/x"),
+        workers: given("--workers", "3"),
+    };
+    let config = Config::preset().with(&good).expect("valid");
+    assert_eq!(config.listen.port(), 0);
+    assert_eq!(config.upstream.target.to_string(), "http://127.0.0.1:9/x");
+    assert_eq!(config.workers.map(usize::from), Some(3));
+
+    let bad = Overrides {
+        listen: given("PODGATE_LISTEN", ":8080"),
+        admin: given("--admin", "127.0.0.1:8080"),
+        upstream: given("--upstream", "api.runpod.ai"),
+        workers: given("--workers", "0"),
+    };
+    let said = Config::preset()
+        .with(&bad)
+        .expect_err("refused")
+        .to_string();
+    for line in [
+        "error: PODGATE_LISTEN: expected an address and a port",
+        "= help: write `127.0.0.1:8080`",
+        "error: --admin: `listen` has this port already",
+        "error: --upstream: expected a URL",
+        "it must begin with `http://` or `https://`",
+        "error: --workers: expected a number of threads from 1 to 1024",
+    ] {
+        assert!(said.contains(line), "{line} is missing in\n{said}");
+    }
+}
+
+#[test]
+fn what_a_flag_replaces_is_not_held_against_the_file() {
+    let path = std::env::temp_dir().join(format!("podgate-flags-{}.yaml", std::process::id()));
+    fs::write(
+        &path,
+        "listen: 0.0.0.0:8080\nupstream: { api_key: { env: SOME_KEY } }\n",
+    )
+    .expect("written");
+    let local = Overrides {
+        listen: Some(Given::new("--listen", "127.0.0.1:8080")),
+        ..Overrides::default()
+    };
+    let (refused, taken) = (Config::load(&path), Config::load_with(&path, &local));
+    fs::remove_file(&path).expect("removed");
+    let said = refused.expect_err("refused").to_string();
+    assert!(said.contains("can be reached from other hosts"), "{said}");
+    assert!(taken.is_ok());
+}
+
+/// Texts near enough to a configuration that they reach every reader.
+fn nearly() -> impl Strategy<Value = String> {
+    let word = prop_oneof![
+        Just("groups"),
+        Just("run"),
+        Just("rate"),
+        Just("requests"),
+        Just("per"),
+        Just("burst"),
+        Just("upstream"),
+        Just("api_key"),
+        Just("file"),
+        Just("endpoints"),
+        Just("abc*"),
+        Just("listen"),
+        Just("127.0.0.1:8080"),
+        Just("10s"),
+        Just("5"),
+        Just("-1"),
+        Just("none"),
+        Just("reject"),
+        Just("other"),
+        Just("rpa_ABC"),
+        Just("ü\u{2028}"),
+        Just("~"),
+        Just("&a"),
+        Just("*a"),
+        Just("!t"),
+        Just("'"),
+        Just("\""),
+        Just("|"),
+        Just("\u{85}"),
+        Just("\u{1b}[m"),
+    ];
+    let mark = prop_oneof![
+        Just(": "),
+        Just(":\n"),
+        Just("\n"),
+        Just("\n  "),
+        Just("\n    "),
+        Just("{ "),
+        Just(" }"),
+        Just("["),
+        Just("]"),
+        Just(", "),
+        Just(" # "),
+        Just("- "),
+        Just("\r\n"),
+        Just(" "),
+    ];
+    prop::collection::vec((word, mark), 0..24)
+        .prop_map(|parts| parts.into_iter().map(|(w, m)| format!("{w}{m}")).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_panics_the_parser(text in any::<String>()) {
+        report("any.yaml", &text);
+    }
+
+    #[test]
+    fn no_near_configuration_panics_the_parser(text in nearly()) {
+        let (_, said) = report("near.yaml", &text);
+        prop_assert!(!said.contains("rpa_ABC"), "{said}");
+        prop_assert!(!said.contains('\u{1b}'), "{said}");
+    }
+
+    #[test]
+    fn no_damage_to_the_example_panics_the_parser(at in 0..6000_usize, cut in 0..40_usize, put in "[ -~\n]{0,6}") {
+        let mut text = repository_file("config/podgate.example.yaml");
+        let start = at.min(text.len());
+        let end = (start + cut).min(text.len());
+        text.replace_range(start..end, &put);
+        report("damaged.yaml", &text);
+    }
+}

@@ -1,0 +1,11 @@
+//! podgate as it runs, over real sockets: clients, two worker threads, and an emulated upstream that
+//! is the witness of what was promised.
+
+mod support;
+mod scripted;
+
+mod through;
+mod saturation;
+mod disconnects;
+mod permits;
+mod full;

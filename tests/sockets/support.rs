@@ -1,0 +1,471 @@
+//! An emulated upstream, podgate before it, and callers, all on loopback.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use parking_lot::{Mutex, MutexGuard};
+use podgate::config::Config;
+use podgate::emulator::faults::Faults;
+use podgate::emulator::limits::{Group, Limit, Limits};
+use podgate::emulator::policer::Policer;
+use podgate::emulator::site::Fleet;
+use podgate::emulator::{self, Emulator};
+use podgate::limit::local::Snapshot;
+use podgate::serve::{self, Running};
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+/// No test waits longer for anything.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "real sockets are tested in real time"
+)]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// The machine, for one test at a time: what one measures, another would disturb.
+pub struct Machine(#[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
+
+impl Machine {
+    fn take() -> Self {
+        static MACHINE: Mutex<()> = Mutex::new(());
+        Self(MACHINE.lock())
+    }
+}
+
+/// What stands, before it does.
+pub struct Scene {
+    limits: Limits,
+    policer: Policer,
+    margin: &'static str,
+    workers: usize,
+    groups: BTreeMap<&'static str, Vec<String>>,
+}
+
+/// N per W and C of one group, told to both sides alike.
+#[derive(Clone, Copy)]
+pub struct Tight {
+    pub requests: Option<u32>,
+    pub window: Duration,
+    pub concurrency: Option<u32>,
+}
+
+impl Default for Scene {
+    /// The documented limits, two worker threads, and a margin that a test on a busy machine can keep:
+    /// an emulator whose thread is not run for longer is a transit above it, and not covered.
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            policer: Policer::SlidingLog,
+            margin: "1s",
+            workers: 2,
+            groups: BTreeMap::new(),
+        }
+    }
+}
+
+impl Scene {
+    pub fn policer(mut self, policer: Policer) -> Self {
+        self.policer = policer;
+        self
+    }
+
+    pub fn margin(mut self, margin: &'static str) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// A key of a group in the gateway's configuration.
+    pub fn set(mut self, group: Group, setting: &str) -> Self {
+        let settings = self.groups.entry(group.name()).or_default();
+        settings.push(setting.to_owned());
+        self
+    }
+
+    /// Another limit than the documented one, on both sides.
+    pub fn limit(mut self, group: Group, tight: Tight) -> Self {
+        self.limits[group] = Limit {
+            requests: tight.requests,
+            window: tight.window,
+            concurrency: tight.concurrency,
+            policer: None,
+        };
+        let window = tight.window.as_millis();
+        let rate = tight.requests.map_or("rate: none".to_owned(), |requests| {
+            format!("rate: {{ requests: {requests}, per: {window}ms }}")
+        });
+        let concurrency = tight
+            .concurrency
+            .map_or("none".to_owned(), |c| c.to_string());
+        self.set(group, &rate)
+            .set(group, &format!("concurrency: {concurrency}"))
+    }
+
+    fn emulator(&self) -> emulator::Config {
+        emulator::Config {
+            limits: self.limits.clone(),
+            policer: self.policer,
+            // Its queue is never what limits it.
+            fleet: Fleet {
+                workers: 10_000,
+                ..Fleet::default()
+            },
+            ..emulator::Config::default()
+        }
+    }
+
+    fn config(&self, upstream: SocketAddr) -> Config {
+        let groups: String = self
+            .groups
+            .iter()
+            .map(|(name, settings)| format!("  {name}: {{ {} }}\n", settings.join(", ")))
+            .collect();
+        let text = format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: {}\n\
+             upstream: {{ url: 'http://{upstream}', margin: {} }}\ngroups:\n{groups}",
+            self.workers, self.margin
+        );
+        Config::parse("scene.yaml", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+    }
+
+    /// podgate before an emulator.
+    pub fn start(self) -> Stand {
+        let machine = Machine::take();
+        self.beside(Arc::new(machine))
+    }
+
+    /// The same beside others of one test.
+    pub fn beside(self, machine: Arc<Machine>) -> Stand {
+        let upstream = Upstream::start(self.emulator());
+        let gateway = Gateway::start(self.config(upstream.address));
+        Stand {
+            gateway,
+            upstream,
+            _machine: machine,
+        }
+    }
+
+    /// podgate before whatever listens at `upstream`, or nothing.
+    pub fn before(self, upstream: SocketAddr) -> (Gateway, Machine) {
+        let machine = Machine::take();
+        (Gateway::start(self.config(upstream)), machine)
+    }
+}
+
+pub fn machine() -> Arc<Machine> {
+    Arc::new(Machine::take())
+}
+
+/// An emulator on a thread of its own, so that its answers do not wait for ours.
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub emulator: Emulator,
+    /// The longest time its thread was not run, in microseconds.
+    stalled: Arc<AtomicU64>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Upstream {
+    fn start(config: emulator::Config) -> Self {
+        let emulator = Emulator::new(config);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let stalled = Arc::new(AtomicU64::new(0));
+        let (serving, stalls) = (emulator.clone(), stalled.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let thread = std::thread::spawn(move || {
+            runtime.block_on(async move {
+                tokio::spawn(watch_stalls(stalls));
+                let listener = TcpListener::from_std(listener).unwrap();
+                serving.serve(listener, async { drop(stopped.await) }).await;
+            });
+        });
+        Self {
+            address,
+            emulator,
+            stalled,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// The figures of one group of one endpoint.
+    pub fn seen(&self, endpoint: &str, group: Group) -> Value {
+        self.emulator.stats_json()["endpoints"][endpoint][group.name()].clone()
+    }
+
+    /// Jobs submitted, and how many of them more than once.
+    pub fn submissions(&self) -> (u64, u64) {
+        let stats = self.emulator.stats_json();
+        let number = |name: &str| stats["submissions"][name].as_u64().unwrap();
+        (number("distinct"), number("repeated"))
+    }
+
+    pub fn faults(&self, faults: Value) {
+        let faults = Faults::parse(faults.to_string().as_bytes());
+        self.emulator.set_faults(faults.unwrap());
+    }
+
+    pub fn longest_stall(&self) -> Duration {
+        Duration::from_micros(self.stalled.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // If it panicked it has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn watch_stalls(longest: Arc<AtomicU64>) {
+    const TICK: Duration = Duration::from_millis(10);
+    loop {
+        let began = now();
+        tokio::time::sleep(TICK).await;
+        let late = began.elapsed().saturating_sub(TICK).as_micros();
+        longest.fetch_max(late as u64, Ordering::Relaxed);
+    }
+}
+
+/// A running podgate.
+pub struct Gateway {
+    pub running: Running,
+}
+
+impl Gateway {
+    fn start(config: Config) -> Self {
+        Self {
+            running: serve::start(config).unwrap(),
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.running.listen
+    }
+
+    /// The lane of a group, as it stands; `None` while there is none.
+    pub fn lane(&self, group: Group) -> Option<Snapshot> {
+        let lanes = self.running.shared.admission.list();
+        let lane = lanes
+            .iter()
+            .find(|listed| listed.lane.group().name() == group.name())?;
+        Some(lane.lane.view().snapshot)
+    }
+
+    pub fn waiting(&self, group: Group) -> usize {
+        self.lane(group).map_or(0, |lane| lane.waiting)
+    }
+
+    pub fn permits(&self, group: Group) -> u32 {
+        self.lane(group).map_or(0, |lane| lane.permits_in_use)
+    }
+
+    pub fn window_used(&self, group: Group) -> u32 {
+        self.lane(group).map_or(0, |lane| lane.window_used)
+    }
+
+    /// Connections from clients.
+    pub fn connections(&self) -> i64 {
+        self.running.shared.metrics.connections().get()
+    }
+
+    /// Nobody waits, nothing is out, and no client is connected.
+    pub async fn comes_to_rest(&self) {
+        let lanes = || self.running.shared.admission.list();
+        eventually("nobody waits and every permit is back", || {
+            lanes().iter().all(|listed| {
+                let lane = listed.lane.view().snapshot;
+                (lane.waiting, lane.permits_in_use) == (0, 0)
+            })
+        })
+        .await;
+        eventually("every connection is gone", || self.connections() == 0).await;
+    }
+
+    /// How often requests have ended so, of any operation and endpoint.
+    pub fn ended(&self, outcome: &str) -> u64 {
+        let page = self.running.shared.metrics.page().unwrap();
+        let label = format!("outcome=\"{outcome}\"");
+        String::from_utf8(page)
+            .unwrap()
+            .lines()
+            .filter(|line| line.starts_with("podgate_requests_total{") && line.contains(&label))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+
+    /// One call on a connection of its own.
+    pub async fn call(&self, request: Request<Full<Bytes>>) -> Answer {
+        call(self.address(), request).await.unwrap()
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(request("GET", path, "")).await
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> Answer {
+        self.call(request("POST", path, body)).await
+    }
+
+    pub async fn admin(&self, path: &str) -> Answer {
+        call(self.running.admin, request("GET", path, ""))
+            .await
+            .unwrap()
+    }
+
+    pub async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address()).await.unwrap()
+    }
+
+    /// A connection with so much written to it.
+    pub async fn send(&self, bytes: impl AsRef<[u8]>) -> TcpStream {
+        let mut stream = self.connect().await;
+        stream.write_all(bytes.as_ref()).await.unwrap();
+        stream
+    }
+}
+
+/// podgate before an emulator. The gateway is dropped first.
+pub struct Stand {
+    pub gateway: Gateway,
+    pub upstream: Upstream,
+    _machine: Arc<Machine>,
+}
+
+impl Stand {
+    /// No door of the emulator has refused anything, and no job came twice.
+    pub fn was_never_over(&self) {
+        let stats = self.upstream.emulator.stats_json();
+        let stall = self.upstream.longest_stall();
+        for (endpoint, groups) in stats["endpoints"].as_object().unwrap() {
+            for (group, seen) in groups.as_object().unwrap() {
+                for (why, refused) in seen["refused"].as_object().unwrap() {
+                    assert_eq!(
+                        refused, 0,
+                        "{endpoint} {group}: refused for its {why}; the longest stall {stall:?}"
+                    );
+                }
+            }
+        }
+        assert_eq!(stats["submissions"]["repeated"], 0);
+    }
+
+    /// The next request is served as if nothing had been.
+    pub async fn still_serves(&self) {
+        let answer = self.gateway.post("/v2/ep/run", job(&unique())).await;
+        assert_eq!(answer.status, 200, "{:?}", answer.body);
+    }
+}
+
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("JSON: {:?}", self.body))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+pub fn request(method: &str, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "podgate.test")
+        .header("authorization", "Bearer key")
+        .body(Full::new(body.into()))
+        .unwrap()
+}
+
+/// One exchange on a connection of its own; an error if it broke.
+pub async fn call(address: SocketAddr, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
+    let exchange = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await?;
+        let (parts, body) = response.into_parts();
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: body.collect().await?.to_bytes(),
+        })
+    };
+    within("an answer", exchange).await
+}
+
+/// Another text each time.
+pub fn unique() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("job-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A submission of nearly no work.
+pub fn job(id: &str) -> String {
+    format!(r#"{{"input":{{"id":"{id}"}}}}"#)
+}
+
+/// A submission that works for so long.
+pub fn long_job(id: &str, seconds: f64) -> String {
+    format!(r#"{{"input":{{"id":"{id}","sleep":{seconds}}}}}"#)
+}
+
+/// The bytes of a POST.
+pub fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: podgate.test\r\nauthorization: Bearer key\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Bounds what a test waits for.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let bounded = tokio::time::timeout(PATIENCE, future).await;
+    bounded.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// Waits for `holds` to become true.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let polls = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    within(what, polls).await;
+}
