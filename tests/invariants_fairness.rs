@@ -6,7 +6,8 @@ mod plain;
 use std::time::Duration;
 
 use plain::{Ask, Event, Fate, PATIENT, W, World, millis, quota};
-use podgate::limit::fair_queue::{Eligible, FairQueue, FlowId, Waiter, WaiterId};
+use podgate::limit::fair_queue::{Eligible, FairQueue, Waiter, WaiterId};
+use podgate::limit::flow::FlowId;
 use podgate::limit::ledger::{Call, End};
 use podgate::limit::quota::{Quota, Timestamp};
 use proptest::prelude::*;

@@ -26,7 +26,7 @@ impl Bucket {
     fn pass(&mut self, span: Duration, somebody_waits: bool) {
         let full = self.depth * self.token();
         let most = match somebody_waits {
-            true => (self.requests / 100).max(1) * self.token(),
+            true => (self.requests / 100 + 1) * self.token(),
             false => full,
         };
         let accrued = self.level + span.as_nanos() as u64;
@@ -128,8 +128,8 @@ proptest! {
 proptest! {
     #![proptest_config(plain::config(60))]
 
-    /// By the rule's own words: while somebody waits, no more goes than was there, or N/100, and
-    /// what accrues meanwhile.
+    /// By the rule's own words: while somebody waits, no more goes than was there, or N/100 above
+    /// the one that is due, and what accrues meanwhile.
     #[test]
     fn a_stall_saves_up_no_burst(
         requests in 100u32..400,
@@ -157,7 +157,7 @@ proptest! {
         for (first, &from) in admitted.iter().enumerate() {
             for (count, &to) in admitted[first..].iter().enumerate() {
                 let accrued = (to.since(from).as_nanos() / interval.as_nanos()) as usize;
-                prop_assert!(count < (requests as usize / 100).max(1) + accrued + 1);
+                prop_assert!(count < requests as usize / 100 + 1 + accrued + 1);
             }
         }
     }
