@@ -57,7 +57,7 @@ fn events() -> impl Strategy<Value = Event> {
 }
 
 fn with_refusals() -> impl Strategy<Value = Event> {
-    prop_oneof![15 => events(), 1 => (0usize..64).prop_map(Event::Refused)]
+    prop_oneof![15 => events(), 1 => (0usize..64).prop_map(|pick| Event::Refused(pick, None))]
 }
 
 fn with_clock_steps() -> impl Strategy<Value = Event> {

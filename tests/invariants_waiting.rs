@@ -44,7 +44,7 @@ fn with_refusals() -> impl Strategy<Value = Event> {
         Event::Wake => Event::Pass(W / 3),
         event => event,
     });
-    prop_oneof![12 => elsewhen, 1 => (0usize..64).prop_map(Event::Refused)]
+    prop_oneof![12 => elsewhen, 1 => (0usize..64).prop_map(|pick| Event::Refused(pick, None))]
 }
 
 fn histories<E: Strategy<Value = Event>>(event: E) -> impl Strategy<Value = Vec<Event>> {

@@ -292,10 +292,12 @@ impl Throttle {
     }
 
     fn pause(&mut self, refusal: &Refusal, same_episode: bool, now: Timestamp) {
-        if !same_episode || refusal.probe {
-            let shortest = (self.window() / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-            self.pause = (self.pause * 2).clamp(shortest, LONGEST_PAUSE);
-        }
+        let shortest = (self.window() / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let longer = match same_episode && !refusal.probe {
+            true => self.pause,
+            false => self.pause * 2,
+        };
+        self.pause = longer.clamp(shortest, LONGEST_PAUSE);
         let asked = refusal
             .retry_after
             .map(|asked| asked.clamp(SHORTEST_PAUSE, LONGEST_OBEYED));

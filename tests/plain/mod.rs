@@ -84,7 +84,8 @@ pub struct Attempt {
     pub over: Option<(Timestamp, End)>,
     /// Nothing of it was ever written.
     pub unsent: bool,
-    refused: bool,
+    /// When it ended, whichever way.
+    pub gone: Option<Timestamp>,
     slot: Option<Slot>,
 }
 
@@ -171,7 +172,7 @@ pub enum Event {
     /// The final head is here, and no 429.
     Head(usize),
     /// The final head is a 429.
-    Refused(usize),
+    Refused(usize, Option<Duration>),
     End(usize),
     /// Torn down; its last byte went out so long ago, if more than one was written at all.
     Torn(usize, Duration),
@@ -266,7 +267,8 @@ impl World {
         instant.before(self.behind)
     }
 
-    fn open(&self, pick: usize, wanted: impl Fn(&Attempt) -> bool) -> Option<usize> {
+    /// One of the open attempts that are `wanted`.
+    pub fn open(&self, pick: usize, wanted: impl Fn(&Attempt) -> bool) -> Option<usize> {
         let open: Vec<_> = (0..self.attempts.len())
             .filter(|&index| self.attempts[index].is_open() && wanted(&self.attempts[index]))
             .collect();
@@ -290,9 +292,9 @@ impl World {
                     self.head(index);
                 }
             }
-            Event::Refused(pick) => {
+            Event::Refused(pick, retry_after) => {
                 if let Some(index) = self.open(pick, |attempt| attempt.head.is_none()) {
-                    self.refused(index, None);
+                    self.refused(index, retry_after);
                 }
             }
             Event::End(pick) => {
@@ -429,7 +431,7 @@ impl World {
             head: None,
             over: None,
             unsent: false,
-            refused: false,
+            gone: None,
             slot: Some(slot),
         });
         if self.mode == Mode::Enforce
@@ -479,6 +481,7 @@ impl World {
     }
 
     fn slot(&mut self, index: usize) -> Slot {
+        self.attempts[index].gone = Some(self.now);
         self.attempts[index].slot.take().expect("it is open")
     }
 
@@ -506,7 +509,6 @@ impl World {
         let told = self.told();
         let attempt = &mut self.attempts[index];
         attempt.head = Some(self.now);
-        attempt.refused = true;
         if let Some(slot) = &mut attempt.slot {
             self.lane.throttled(slot, retry_after, told);
         }
