@@ -18,6 +18,7 @@ use tower::ServiceBuilder;
 
 use crate::config::process::Timeouts;
 use crate::gateway::Gateway;
+use crate::gateway::presence::Caller;
 use crate::gateway::stack::CatchPanic;
 use crate::metrics::Metrics;
 
@@ -102,15 +103,14 @@ impl Door {
             let _open = open;
             // Without it each small answer waits for the acknowledgement of the one before.
             let _ = stream.set_nodelay(true);
+            let (caller, socket) = Caller::new(peer.ip(), stream);
             let forward = move |request: Request<Incoming>| {
-                let gateway = gateway.clone();
-                async move {
-                    Ok::<_, std::convert::Infallible>(gateway.forward(request, peer.ip()).await)
-                }
+                let (gateway, caller) = (gateway.clone(), caller.clone());
+                async move { Ok::<_, std::convert::Infallible>(gateway.forward(request, &caller).await) }
             };
             let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
             let served =
-                http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+                http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
             let mut served = std::pin::pin!(served);
             let ended = tokio::select! {
                 result = served.as_mut() => Some(result),
