@@ -3,6 +3,7 @@
 pub mod presence;
 pub mod classify;
 pub mod authorize;
+pub mod patience;
 pub mod payload;
 pub mod fields;
 pub mod tls;
@@ -181,7 +182,7 @@ impl Gateway {
         let ask = Ask {
             flow,
             call: call(operation),
-            patience: policy.max_wait,
+            patience: patience::of(&head.headers, operation, policy.max_wait),
         };
         let permit = lane.admit(ask).await?;
         if caller.is_gone() {
