@@ -88,7 +88,9 @@ impl Effective {
             requests,
             burst: match quota.burst {
                 Burst::Fixed(burst) => burst.get().min(requests),
-                Burst::Auto => (requests / 4).max(1),
+                // Without a shaper all of it may go at once.
+                Burst::Auto if requests < SHAPED_FROM => requests,
+                Burst::Auto => requests / 4,
             },
             concurrency: quota.concurrency.map_or(u32::MAX, NonZeroU32::get),
         }
