@@ -114,10 +114,7 @@ impl TokenBucket {
         let before = self.bucket_now();
         let mut bucket_now = before.saturating_add(nanos(now.since(self.moved)));
         if let Some(ceiling) = ceiling {
-            let allowed = self
-                .interval
-                .saturating_mul(u64::from(ceiling))
-                .max(self.level());
+            let allowed = self.interval.saturating_mul(u64::from(ceiling));
             let missing = self.capacity().saturating_sub(allowed);
             if missing > 0 {
                 bucket_now = bucket_now
