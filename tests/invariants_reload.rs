@@ -245,6 +245,21 @@ fn who_waits_goes_at_once_when_the_lane_no_longer_enforces() {
 }
 
 #[test]
+fn the_new_share_of_held_calls_holds_at_once() {
+    let mut world = World::new(quota(50, 4), 100);
+    for _ in 0..5 {
+        world.ask(1, Call::Held, PATIENT);
+    }
+    assert_eq!(world.attempts.len(), 3, "90 percent of four");
+    let all = Quota {
+        hold_share: 100,
+        ..quota(50, 4)
+    };
+    world.reload(all, Mode::Enforce);
+    assert_eq!(world.attempts.len(), 4);
+}
+
+#[test]
 fn what_passed_in_shadow_counts_once_the_lane_enforces() {
     let mut world = World::new(quota(2, 1), 100);
     world.reload(quota(2, 1), Mode::Shadow);

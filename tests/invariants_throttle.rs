@@ -260,6 +260,21 @@ fn a_probe_that_never_left_is_followed_by_another() {
     assert_eq!(world.attempts.len(), 3);
 }
 
+/// The only short call waits for a permit until its deadline: from then on only held ones wait.
+#[test]
+fn who_is_shed_no_longer_stands_for_a_probe() {
+    let mut world = World::new(quota(50, 2), 100);
+    asked(&mut world, 2, Call::Short);
+    world.refused(0, Some(SHORTEST));
+    world.ask(1, Call::Held, PATIENT);
+    world.ask(1, Call::Short, W / 2);
+    world.pass_to(START + W * 7 / 10);
+    world.end(0, End::Complete);
+    world.end(1, End::Torn);
+    world.pass_to(START + W * 2);
+    assert_eq!(world.attempts[2].admitted, START + W / 2 + PROBE);
+}
+
 #[test]
 fn who_cannot_outwait_the_pause_is_told_so() {
     let mut world = World::new(quota(50, 0), 100);

@@ -321,6 +321,42 @@ fn who_can_just_make_it_waits_and_who_cannot_is_told_at_once() {
     }
 }
 
+/// One slot a window: the third in line is two windows away.
+#[test]
+fn who_has_others_before_it_is_told_so() {
+    let mut world = World::new(quota(1, 0), 10);
+    world.ask(1, Call::Short, PATIENT);
+    world.head(0);
+    for (wait, patience, fate) in [
+        (1, hold(W) * 2, None),
+        (2, hold(W) * 2, Some(Fate::Shed)),
+        (3, hold(W) * 2 + Duration::from_nanos(1), None),
+    ] {
+        world.ask(1, Call::Short, patience);
+        assert_eq!(
+            world.waits[wait].ended.map(|(_, fate)| fate),
+            fate,
+            "{wait}"
+        );
+    }
+}
+
+#[test]
+fn a_newcomer_does_not_overtake_who_waits_for_a_late_timer() {
+    let mut world = World::new(quota(1, 0), 10);
+    world.late = millis(20);
+    world.ask(1, Call::Short, PATIENT);
+    world.head(0);
+    world.ask(1, Call::Short, PATIENT);
+    world.pass_to(world.now + hold(W) + millis(10));
+    world.ask(2, Call::Short, PATIENT);
+    let admitted = |wait: &plain::Wait| wait.ended.is_some();
+    assert_eq!(
+        world.waits.iter().map(admitted).collect::<Vec<_>>(),
+        [true, true, false]
+    );
+}
+
 /// Its bound held, but the body before it was late.
 #[test]
 fn nobody_waits_past_its_deadline() {
