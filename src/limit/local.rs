@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::limit::fair_queue::{Eligible, Waiter, WaiterId};
 use crate::limit::flow::FlowId;
+use crate::limit::ladder::{Cause, Refusal};
 use crate::limit::lane::{Lane, Next, Shed};
 use crate::limit::ledger::{Call, Denied, Effective, End, Ledger, Limit, Slot};
 use crate::limit::quota::{Mode, Quota, Timestamp};
-use crate::limit::throttle::{Cause, Gate, Refusal};
+use crate::limit::throttle::Gate;
 
 /// The answer to [`LocalLane::ask`].
 #[derive(Debug)]
