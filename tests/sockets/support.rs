@@ -205,6 +205,7 @@ impl Scene {
 }
 
 pub fn machine() -> Arc<Machine> {
+    podgate::listener::raise_open_files();
     Arc::new(Machine::take())
 }
 
