@@ -11,7 +11,7 @@ use podgate::config::overrides::{Given, Overrides};
 use podgate::config::process::{Log, LogFormat, LogLevel};
 use podgate::emulator::cli::{self, EmulateArgs};
 use podgate::serve::StartError;
-use podgate::{demo, serve};
+use podgate::{demo, listener, serve};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Bad usage or configuration.
@@ -60,6 +60,7 @@ struct ServeArgs {
 }
 
 fn main() -> ExitCode {
+    listener::raise_open_files();
     match Cli::parse().command {
         Command::Serve(args) => run_serve(args),
         Command::Check { file } => run_check(&file),

@@ -11,8 +11,8 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::limit::ladder::Cause;
 use crate::limit::local::Snapshot;
-use crate::limit::throttle::Cause;
 use crate::operation::{Group, Operation};
 use crate::outcome::Outcome;
 

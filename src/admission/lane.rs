@@ -14,11 +14,11 @@ use crate::admission::permit::Permit;
 use crate::config::policy::GroupPolicy;
 use crate::limit::fair_queue::{Waiter, WaiterId};
 use crate::limit::flow::FlowId;
+use crate::limit::ladder::Cause;
 use crate::limit::lane::Shed;
 use crate::limit::ledger::{Call, End, Slot};
 use crate::limit::local::{LocalLane, Settled, Snapshot, Verdict};
 use crate::limit::quota::Timestamp;
-use crate::limit::throttle::Cause;
 use crate::metrics::EndpointMetrics;
 use crate::operation::Group;
 

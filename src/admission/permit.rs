@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::admission::lane::LaneCell;
+use crate::limit::ladder::Cause;
 use crate::limit::ledger::{End, Slot};
-use crate::limit::throttle::Cause;
 
 /// Given back when dropped: at once if nothing was written, `settle` later if the exchange ended
 /// well, `margin` later if it was torn down.

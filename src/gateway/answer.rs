@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::json;
 
@@ -33,6 +33,8 @@ pub enum Rejection {
     Shed(#[from] Shed),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    #[error("the client has left")]
+    ClientGone,
     #[error("podgate failed; its log says how")]
     Internal,
 }
@@ -51,6 +53,7 @@ impl Rejection {
             Rejection::Upstream(UpstreamError::Unreachable(_)) => Outcome::UpstreamUnreachable,
             Rejection::Upstream(UpstreamError::Broke(_)) => Outcome::UpstreamBroke,
             Rejection::Upstream(UpstreamError::TooSlow(_)) => Outcome::UpstreamTimeout,
+            Rejection::ClientGone => Outcome::ClientGone,
             Rejection::Internal => Outcome::Internal,
         }
     }
@@ -104,6 +107,10 @@ impl Rejection {
         );
         if let Some(wait) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(spread(wait)));
+        }
+        if let Rejection::ClientGone = self {
+            // Nor does anybody want what else it has sent.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Rejection::Unclassified(Unclassified::Method { allow }) = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));

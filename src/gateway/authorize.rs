@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::net::IpAddr;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -70,9 +69,6 @@ impl Accepted {
         seen.newer.insert(credential);
     }
 }
-
-/// The address a connection comes from, as flows tell addresses apart.
-pub type Peer = IpAddr;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,9 @@
 //! A request's way, one file a stage. [`Gateway::forward`] is the page.
 
+pub mod presence;
 pub mod classify;
 pub mod authorize;
+pub mod patience;
 pub mod payload;
 pub mod fields;
 pub mod tls;
@@ -25,10 +27,11 @@ use crate::config::Config;
 use crate::config::policy::GroupVerdict;
 use crate::config::secret::Secret;
 use crate::gateway::answer::Rejection;
-use crate::gateway::authorize::{Accepted, Peer};
+use crate::gateway::authorize::Accepted;
 use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
 use crate::gateway::payload::{Budget, Payload, Terms};
+use crate::gateway::presence::Caller;
 use crate::gateway::tls::TlsError;
 use crate::gateway::upstream::Upstream;
 use crate::limit::ledger::Call;
@@ -117,14 +120,19 @@ impl Gateway {
     }
 
     /// Answers one request, whatever happens.
-    pub async fn forward(&self, request: Request<Incoming>, peer: Peer) -> Response<Answer> {
+    pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Answer> {
         let (head, body) = request.into_parts();
         let mut record = Record {
             operation: Operation::Other,
             endpoint: self.shared.metrics.other(),
             ended: false,
         };
-        match self.answer(head, body, peer, &mut record).await {
+        let answered = tokio::select! {
+            biased;
+            answered = self.answer(head, body, caller, &mut record) => answered,
+            () = caller.gone() => Err(Rejection::ClientGone),
+        };
+        match answered {
             Ok(response) => {
                 record.end(Outcome::Forwarded);
                 response
@@ -141,7 +149,7 @@ impl Gateway {
         &self,
         head: request::Parts,
         body: Incoming,
-        peer: Peer,
+        caller: &Caller,
         record: &mut Record,
     ) -> Result<Response<Answer>, Rejection> {
         let shared = &*self.shared;
@@ -157,7 +165,7 @@ impl Gateway {
         let credential = shared.accepted.credential(&head.headers);
         let flow = shared
             .admission
-            .flow(peer, shared.accepted.known(credential));
+            .flow(caller.address, shared.accepted.known(credential));
 
         let terms = Terms {
             max_body: policy.max_body,
@@ -174,9 +182,12 @@ impl Gateway {
         let ask = Ask {
             flow,
             call: call(operation),
-            patience: policy.max_wait,
+            patience: patience::of(&head.headers, operation, policy.max_wait),
         };
         let permit = lane.admit(ask).await?;
+        if caller.is_gone() {
+            return Err(Rejection::ClientGone);
+        }
         let patience = policy.response_timeout(operation);
         let request = || self.request(&head, payload.outgoing()?);
         let sent = self.upstream.send(permit, request, patience).await;

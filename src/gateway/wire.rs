@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::admission::permit::Permit;
-use crate::limit::throttle::Cause;
+use crate::limit::ladder::Cause;
 
 /// Shared by a connection's I/O and the exchange that uses it; one exchange at a time.
 #[derive(Default)]

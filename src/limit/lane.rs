@@ -22,9 +22,9 @@ pub enum Shed {
         capacity: usize,
         retry_after: Duration,
     },
-    #[error("there is no room before the deadline; the earliest is in {retry_after:?}")]
+    #[error("there is no room before the deadline: come back in {:.1} s", retry_after.as_secs_f64())]
     OutOfReach { retry_after: Duration },
-    #[error("the upstream asked for a pause that ends in {retry_after:?}, past the deadline")]
+    #[error("the upstream has refused too much: come back in {:.1} s", retry_after.as_secs_f64())]
     Paused { retry_after: Duration },
     #[error("its turn did not come before the deadline")]
     WaitExpired { retry_after: Duration },

@@ -88,7 +88,9 @@ impl Effective {
             requests,
             burst: match quota.burst {
                 Burst::Fixed(burst) => burst.get().min(requests),
-                Burst::Auto => (requests / 4).max(1),
+                // Without a shaper all of it may go at once.
+                Burst::Auto if requests < SHAPED_FROM => requests,
+                Burst::Auto => requests / 4,
             },
             concurrency: quota.concurrency.map_or(u32::MAX, NonZeroU32::get),
         }
@@ -382,5 +384,25 @@ mod tests {
             }
         }
         assert!(taken >= 1_980, "{taken} of 2000");
+    }
+
+    #[test]
+    fn a_denial_takes_nothing() {
+        let now = Timestamp::from_nanos(1);
+        let rate = Rate::new(100, Duration::from_secs(10));
+        let burst = Burst::Fixed(NonZeroU32::MIN);
+        let quota = Quota {
+            burst,
+            ..Quota::new(rate, NonZeroU32::new(2))
+        };
+        let mut ledger = Ledger::new(quota, now);
+        let slot = ledger.take(Call::Short, now).expect("there is room");
+        for _ in 0..10 {
+            let denied = ledger.take(Call::Short, now).err().map(|denied| denied.by);
+            assert_eq!(denied, Some(Limit::Tokens));
+        }
+        assert_eq!((ledger.in_use(), ledger.window_used()), (1, 1));
+        ledger.unsent(slot);
+        assert_eq!((ledger.in_use(), ledger.window_used()), (0, 0));
     }
 }

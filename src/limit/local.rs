@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::limit::fair_queue::{Eligible, Waiter, WaiterId};
 use crate::limit::flow::FlowId;
+use crate::limit::ladder::{Cause, Refusal};
 use crate::limit::lane::{Lane, Next, Shed};
 use crate::limit::ledger::{Call, Denied, Effective, End, Ledger, Limit, Slot};
 use crate::limit::quota::{Mode, Quota, Timestamp};
-use crate::limit::throttle::{Cause, Gate, Refusal};
+use crate::limit::throttle::Gate;
 
 /// The answer to [`LocalLane::ask`].
 #[derive(Debug)]
@@ -406,5 +407,49 @@ impl LocalLane {
     /// Waiters of each flow, in no order.
     pub fn flows(&self) -> impl Iterator<Item = (FlowId, u32)> {
         self.lane.queue().flows()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::limit::quota::Rate;
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_epoch(Duration::from_millis(millis))
+    }
+
+    fn waiter(flow: u64) -> Waiter {
+        Waiter {
+            flow: FlowId(flow),
+            call: Call::Short,
+            deadline: at(100_000),
+        }
+    }
+
+    fn admitted(verdict: Verdict) -> Option<Slot> {
+        match verdict {
+            Verdict::Admit { slot, .. } => Some(slot),
+            Verdict::Wait { .. } | Verdict::Shed(_) => None,
+        }
+    }
+
+    /// Between the instant a slot frees and the poll that hands it out, it is not up for grabs.
+    #[test]
+    fn a_newcomer_does_not_take_what_a_waiter_waits_for() {
+        let quota = Quota::new(Rate::new(1, Duration::from_secs(10)), NonZeroU32::new(5));
+        let mut lane = LocalLane::new(quota, 10, Mode::Enforce, 1, at(0));
+        let mut slot = admitted(lane.ask(waiter(1), at(0))).expect("there is room");
+        lane.answered(&mut slot, at(0));
+        lane.give_back(slot, End::Complete, at(0));
+        let Verdict::Wait { waiter: first, .. } = lane.ask(waiter(1), at(1)) else {
+            panic!("the window is spent")
+        };
+        assert!(admitted(lane.ask(waiter(2), at(10_020))).is_none());
+        let mut went = None;
+        lane.poll(at(10_020), |settled| went = Some(settled));
+        assert!(matches!(went, Some(Settled::Admitted(waiter, _)) if waiter == first));
     }
 }

@@ -14,6 +14,7 @@ pub mod levels;
 pub mod lengths;
 pub mod fair_queue;
 pub mod deadlines;
+pub mod ladder;
 pub mod throttle;
 pub mod estimate;
 pub mod lane;

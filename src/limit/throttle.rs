@@ -1,14 +1,14 @@
-//! Learning from the upstream's 429s: what differs from what we were told, and by how much.
+//! What a 429 does: the lane pauses, one probe opens it again, and the ladder learns what differs from
+//! what we were told.
 //!
 //! The window guard never explains a 429, so somebody counts differently or spends beside us.
-//! One reaction per episode: first the burst shrinks, at its floor the limit does, and both come
-//! back by clean windows. Meanwhile the lane pauses, and one probe opens it again.
-//! Pure: told of events, asked for the limits in force.
+//! Pure: told of events, asked whether anything may go.
 
 use std::time::Duration;
 
-use crate::limit::ledger::{Effective, is_shaped};
-use crate::limit::quota::{Burst, Quota, Rate, Timestamp, nanos};
+use crate::limit::ladder::{Cause, Ladder, Refusal};
+use crate::limit::ledger::Effective;
+use crate::limit::quota::{Quota, Timestamp};
 
 /// `Retry-After` is obeyed within these bounds (semantics, section 8).
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -17,41 +17,6 @@ const LONGEST_OBEYED: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A probe without an answer counts as settled after this.
 const PROBE_SETTLES: Duration = Duration::from_secs(1);
-/// Clean windows before the burst doubles, doubling at each failure up to `LONGEST_RELEARN`.
-const RELEARN_WINDOWS: u32 = 30;
-const LONGEST_RELEARN: Duration = Duration::from_secs(3600);
-/// The window of a lane without a rate: only its permits can be throttled.
-const UNRATED_WINDOW: Duration = Duration::from_secs(10);
-/// Percent of N that the first clean window gives back; the next ones double it.
-const FIRST_STEP: u32 = 2;
-const LAST_STEP: u32 = 16;
-
-/// Why the upstream refused, as far as can be told from here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Cause {
-    /// The window or burst it counts is narrower than ours.
-    Rate,
-    /// Too many at once.
-    Concurrency,
-    /// Somebody else spends this budget, or the limit has changed.
-    Outside,
-}
-
-/// One 429, with what the ledger knew when it came.
-#[derive(Clone, Copy, Debug)]
-pub struct Refusal {
-    /// When the refused request was admitted.
-    pub dispatched: Timestamp,
-    pub probe: bool,
-    /// What the upstream asked for, unclamped.
-    pub retry_after: Option<Duration>,
-    /// Arrivals of the last W it did accept.
-    pub accepted: u32,
-    /// Window slots taken.
-    pub used: u32,
-    /// Permits out, the refused one included.
-    pub in_use: u32,
-}
 
 /// One of a lane's probes: a late end of an older one says nothing of a newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,100 +35,54 @@ pub enum Gate {
 }
 
 pub struct Throttle {
-    quota: Quota,
-    base: Effective,
-    effective: Effective,
+    ladder: Ladder,
     gate: Gate,
     probes: u64,
     /// Since when a probe was wanted and only held calls waited.
     probe_missed: Option<Timestamp>,
-    /// 429s of requests dispatched before this belong to the episode already answered.
-    reacted: Option<Timestamp>,
-    /// Arrivals accepted in the W before that reaction, if it shrank the limit: answers still
-    /// under way then are added as they come.
-    accepted: Option<u32>,
     pause: Duration,
-    /// The window that is watched for 429s.
-    window_start: Timestamp,
-    waited: bool,
-    step: u32,
-    clean_windows: u32,
-    relearn_after: u32,
-    /// The burst has grown back since it last failed.
-    relearnt: bool,
     random: u64,
 }
 
 impl Throttle {
     /// `seed` spreads the pauses of many lanes.
     pub fn new(quota: Quota, seed: u64, now: Timestamp) -> Self {
-        let base = Effective::of(&quota);
         Self {
-            quota,
-            base,
-            effective: base,
+            ladder: Ladder::new(quota, now),
             gate: Gate::Open,
             probes: 0,
             probe_missed: None,
-            reacted: None,
-            accepted: None,
             pause: Duration::ZERO,
-            window_start: now,
-            waited: false,
-            step: FIRST_STEP,
-            clean_windows: 0,
-            relearn_after: RELEARN_WINDOWS,
-            relearnt: false,
             random: seed,
         }
     }
 
-    fn window(&self) -> Duration {
-        self.quota.rate.map_or(UNRATED_WINDOW, Rate::period)
-    }
-
     /// The limits in force.
     pub fn effective(&self) -> Effective {
-        self.effective
+        self.ladder.effective()
     }
 
-    /// Nothing is paused and nothing is below what the quota says: there is nothing to remember.
+    /// When they grow by time alone, if somebody waits until then without a 429.
+    pub fn grows_at(&self) -> Option<Timestamp> {
+        self.ladder.grows_at()
+    }
+
+    /// Nothing is paused and nothing is other than what the quota says: there is nothing to remember.
     pub fn is_at_rest(&self) -> bool {
-        self.gate == Gate::Open && self.effective == self.base
+        self.gate == Gate::Open && self.ladder.is_at_rest()
     }
 
     /// Lets time pass. `waiting`: somebody waited since the last call.
     pub fn advance(&mut self, waiting: bool, now: Timestamp) {
-        // Who waits for the end of a pause shows nothing: only what was sent can be refused.
-        let waiting = waiting && self.gate == Gate::Open;
+        let tried = waiting && self.gate == Gate::Open;
         match self.gate {
             Gate::Paused(until) if now >= until => self.gate = Gate::Probe,
             Gate::Probing(until) if now >= until => self.open(),
             _ => {}
         }
-        self.waited |= waiting;
-        let window = nanos(self.window());
-        loop {
-            let passed = nanos(now.since(self.window_start)) / window;
-            let over = match (passed, self.waited) {
-                (0, _) => return,
-                (_, true) => 1,
-                // Nothing was shown in any of them, nothing is given back.
-                (idle, false) => idle,
-            };
-            self.window_start = self.window_start + Duration::from_nanos(over * window);
-            if self.waited {
-                self.clean_window();
-            }
-            self.waited = waiting;
+        if self.ladder.advance(tried, now) {
+            self.pause = Duration::ZERO;
         }
-    }
-
-    /// When the limits in force grow by time alone, if somebody waits until then without a 429.
-    pub fn grows_at(&self) -> Option<Timestamp> {
-        let learnt = self.effective.requests < self.base.requests
-            || self.effective.concurrency < self.base.concurrency;
-        learnt.then(|| self.window_start + self.window())
     }
 
     /// Any pause is over: the probe has been answered, or nobody is held up any more.
@@ -172,127 +91,23 @@ impl Throttle {
         self.probe_missed = None;
     }
 
-    /// A whole W without a 429 in which somebody waited.
-    fn clean_window(&mut self) {
-        self.pause = Duration::ZERO;
-        if self.grows_at().is_some() {
-            let give = |now: u32, base: u32| {
-                let step = u64::from(base) * u64::from(self.step) / 100;
-                let more = u32::try_from(step).unwrap_or(u32::MAX).max(1);
-                now.saturating_add(more).min(base)
-            };
-            self.effective.requests = give(self.effective.requests, self.base.requests);
-            self.effective.concurrency = give(self.effective.concurrency, self.base.concurrency);
-            self.step = (self.step * 2).min(LAST_STEP);
-            self.clean_windows = 0;
-            return;
-        }
-        self.step = FIRST_STEP;
-        self.clean_windows += 1;
-        if self.clean_windows >= self.relearn_after && self.effective.burst < self.most_burst() {
-            self.effective.burst = self
-                .effective
-                .burst
-                .saturating_mul(2)
-                .min(self.most_burst());
-            self.clean_windows = 0;
-            self.relearnt = true;
-        }
-    }
-
-    /// `burst: auto` may learn up to N; a fixed one never exceeds itself.
-    fn most_burst(&self) -> u32 {
-        match self.quota.burst {
-            Burst::Auto => self.base.requests,
-            Burst::Fixed(_) => self.base.burst,
-        }
-    }
-
     /// The upstream answered 429. `advance` to `now` first.
     pub fn refused(&mut self, refusal: Refusal, now: Timestamp) -> Cause {
-        self.window_start = now;
-        self.waited = false;
-        self.clean_windows = 0;
-        self.step = FIRST_STEP;
-
-        let same_episode = self
-            .reacted
-            .is_some_and(|reacted| refusal.dispatched <= reacted);
-        let cause = self.cause(&refusal);
-        if !same_episode && !refusal.probe {
-            self.reacted = Some(now);
-            self.accepted = None;
-            match cause {
-                Cause::Concurrency => self.shrink_concurrency(&refusal),
-                Cause::Rate | Cause::Outside => self.shrink_rate(&refusal),
-            }
-        }
+        let same_episode = self.ladder.is_same_episode(&refusal);
+        let cause = self.ladder.refused(&refusal, now);
         self.pause(&refusal, same_episode, now);
-        match cause {
-            Cause::Concurrency => Cause::Concurrency,
-            _ if self.effective.requests < self.base.requests => Cause::Outside,
-            other => other,
-        }
+        cause
     }
 
-    fn cause(&self, refusal: &Refusal) -> Cause {
-        let tenths = |part: u32, whole: u32| u64::from(part) * 10 >= u64::from(whole) * 9;
-        let permits = self.effective.concurrency != u32::MAX
-            && tenths(refusal.in_use, self.effective.concurrency);
-        let window =
-            self.effective.requests != u32::MAX && tenths(refusal.used, self.effective.requests);
-        if permits && !window {
-            Cause::Concurrency
-        } else {
-            Cause::Rate
-        }
-    }
-
-    fn shrink_concurrency(&mut self, refusal: &Refusal) {
-        let accepted = refusal.in_use.saturating_sub(1);
-        let learnt = percent(accepted, 97).min(self.effective.concurrency);
-        self.effective.concurrency = learnt.max(self.base.concurrency / 10).max(1);
-    }
-
-    fn shrink_rate(&mut self, refusal: &Refusal) {
-        if self.base.requests == u32::MAX {
-            return;
-        }
-        let floor = (self.base.requests / 50).max(1).min(self.base.burst);
-        if is_shaped(&self.quota) && self.effective.burst > floor {
-            self.effective.burst = (self.effective.burst / 4).max(floor);
-            if self.relearnt {
-                let windows = LONGEST_RELEARN.as_nanos() / self.window().as_nanos().max(1);
-                let most = u32::try_from(windows)
-                    .unwrap_or(u32::MAX)
-                    .max(RELEARN_WINDOWS);
-                self.relearn_after = self.relearn_after.saturating_mul(2).min(most);
-                self.relearnt = false;
-            }
-            return;
-        }
-        self.accepted = Some(refusal.accepted);
-        self.learn_limit(refusal.accepted.min(self.effective.requests));
-    }
-
-    fn learn_limit(&mut self, accepted: u32) {
-        self.effective.requests = percent(accepted, 97).max(self.base.requests / 10).max(1);
-    }
-
-    /// The upstream accepted a request. One that was under way at the last reaction counts for
-    /// what was accepted before it.
+    /// The upstream accepted a request.
     pub fn answered(&mut self, dispatched: Timestamp) {
-        let under_way = self.reacted.is_some_and(|reacted| dispatched <= reacted);
-        if let (true, Gate::Paused(_), Some(accepted)) = (under_way, self.gate, &mut self.accepted)
-        {
-            *accepted += 1;
-            let accepted = (*accepted).min(self.base.requests);
-            self.learn_limit(accepted);
+        if matches!(self.gate, Gate::Paused(_)) {
+            self.ladder.answered(dispatched);
         }
     }
 
     fn pause(&mut self, refusal: &Refusal, same_episode: bool, now: Timestamp) {
-        let shortest = (self.window() / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let shortest = (self.ladder.window() / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         let longer = match same_episode && !refusal.probe {
             true => self.pause,
             false => self.pause * 2,
@@ -373,29 +188,8 @@ impl Throttle {
 
     /// Another quota: what was learnt stays, within it.
     pub fn retune(&mut self, quota: Quota) {
-        let (learnt, old) = (self.effective, self.base);
-        self.quota = quota;
-        self.base = Effective::of(&quota);
-        let keep = |learnt: u32, old: u32, new: u32, most: u32| match learnt == old {
-            true => new,
-            false => learnt.min(most),
-        };
-        let (base, most_burst) = (self.base, self.most_burst());
-        self.effective = Effective {
-            requests: keep(learnt.requests, old.requests, base.requests, base.requests),
-            burst: keep(learnt.burst, old.burst, base.burst, most_burst),
-            concurrency: keep(
-                learnt.concurrency,
-                old.concurrency,
-                base.concurrency,
-                base.concurrency,
-            ),
-        };
+        self.ladder.retune(quota);
     }
-}
-
-fn percent(of: u32, percent: u32) -> u32 {
-    u32::try_from(u64::from(of) * u64::from(percent) / 100).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -403,6 +197,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::limit::quota::Rate;
 
     const W: Duration = Duration::from_secs(10);
 

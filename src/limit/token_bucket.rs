@@ -117,9 +117,8 @@ impl TokenBucket {
             let allowed = self.interval.saturating_mul(u64::from(ceiling));
             let missing = self.capacity().saturating_sub(allowed);
             if missing > 0 {
-                bucket_now = bucket_now
-                    .min(self.full_at.saturating_sub(missing))
-                    .max(before);
+                let reached = self.full_at.saturating_sub(missing);
+                bucket_now = bucket_now.min(reached).max(before);
             }
         }
         self.moved = self.moved.max(now);

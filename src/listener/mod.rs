@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -18,6 +19,7 @@ use tower::ServiceBuilder;
 
 use crate::config::process::Timeouts;
 use crate::gateway::Gateway;
+use crate::gateway::presence::Caller;
 use crate::gateway::stack::CatchPanic;
 use crate::metrics::Metrics;
 
@@ -28,6 +30,21 @@ const BACKLOG: u32 = 4096;
 const DRAIN: Duration = Duration::from_secs(30);
 /// After a failed accept (no file descriptor is left, mostly) the next try waits this long.
 const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Lets this process open as many files as it may at most: each client and each exchange is one, and
+/// many systems start processes with room for 1024. Returns how many that is; `None`: no bound.
+pub fn raise_open_files() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        // What there is has to do; accepting backs off when it runs out.
+        Err(_) => limit.current,
+    }
+}
 
 /// The one listening socket. Not shared by `SO_REUSEPORT`: a second podgate would bind it silently
 /// and spend the budget again.
@@ -102,15 +119,14 @@ impl Door {
             let _open = open;
             // Without it each small answer waits for the acknowledgement of the one before.
             let _ = stream.set_nodelay(true);
+            let (caller, socket) = Caller::new(peer.ip(), stream);
             let forward = move |request: Request<Incoming>| {
-                let gateway = gateway.clone();
-                async move {
-                    Ok::<_, std::convert::Infallible>(gateway.forward(request, peer.ip()).await)
-                }
+                let (gateway, caller) = (gateway.clone(), caller.clone());
+                async move { Ok::<_, std::convert::Infallible>(gateway.forward(request, &caller).await) }
             };
             let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
             let served =
-                http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+                http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
             let mut served = std::pin::pin!(served);
             let ended = tokio::select! {
                 result = served.as_mut() => Some(result),

@@ -1,10 +1,12 @@
 //! An emulated upstream, podgate before it, and callers, all on loopback.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -52,7 +54,12 @@ pub struct Scene {
     limits: Limits,
     policer: Policer,
     margin: &'static str,
+    idle_timeout: &'static str,
     workers: usize,
+    /// Of the gateway's configuration, beside the groups.
+    settings: &'static str,
+    /// Limits that are not the documented ones.
+    told: BTreeMap<&'static str, Tight>,
     groups: BTreeMap<&'static str, Vec<String>>,
 }
 
@@ -64,6 +71,19 @@ pub struct Tight {
     pub concurrency: Option<u32>,
 }
 
+impl Tight {
+    fn settings(&self) -> String {
+        let window = self.window.as_millis();
+        let rate = self.requests.map_or("none".to_owned(), |requests| {
+            format!("{{ requests: {requests}, per: {window}ms }}")
+        });
+        let concurrency = self
+            .concurrency
+            .map_or("none".to_owned(), |c| c.to_string());
+        format!("rate: {rate}, concurrency: {concurrency}")
+    }
+}
+
 impl Default for Scene {
     /// The documented limits, two worker threads, and a margin that a test on a busy machine can keep:
     /// an emulator whose thread is not run for longer is a transit above it, and not covered.
@@ -72,7 +92,10 @@ impl Default for Scene {
             limits: Limits::default(),
             policer: Policer::SlidingLog,
             margin: "1s",
+            idle_timeout: "60s",
             workers: 2,
+            settings: "",
+            told: BTreeMap::new(),
             groups: BTreeMap::new(),
         }
     }
@@ -89,8 +112,20 @@ impl Scene {
         self
     }
 
+    /// How long the upstream may be silent in the middle of an answer.
+    pub fn idle_timeout(mut self, idle_timeout: &'static str) -> Self {
+        self.idle_timeout = idle_timeout;
+        self
+    }
+
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
+        self
+    }
+
+    /// Lines of the gateway's configuration.
+    pub fn settings(mut self, settings: &'static str) -> Self {
+        self.settings = settings;
         self
     }
 
@@ -109,15 +144,9 @@ impl Scene {
             concurrency: tight.concurrency,
             policer: None,
         };
-        let window = tight.window.as_millis();
-        let rate = tight.requests.map_or("rate: none".to_owned(), |requests| {
-            format!("rate: {{ requests: {requests}, per: {window}ms }}")
-        });
-        let concurrency = tight
-            .concurrency
-            .map_or("none".to_owned(), |c| c.to_string());
-        self.set(group, &rate)
-            .set(group, &format!("concurrency: {concurrency}"))
+        self.groups.entry(group.name()).or_default();
+        self.told.insert(group.name(), tight);
+        self
     }
 
     fn emulator(&self) -> emulator::Config {
@@ -137,12 +166,16 @@ impl Scene {
         let groups: String = self
             .groups
             .iter()
-            .map(|(name, settings)| format!("  {name}: {{ {} }}\n", settings.join(", ")))
+            .map(|(name, settings)| {
+                let told = self.told.get(name).map(Tight::settings);
+                let all: Vec<_> = settings.iter().cloned().chain(told).collect();
+                format!("  {name}: {{ {} }}\n", all.join(", "))
+            })
             .collect();
         let text = format!(
             "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: {}\n\
-             upstream: {{ url: 'http://{upstream}', margin: {} }}\ngroups:\n{groups}",
-            self.workers, self.margin
+             upstream: {{ url: 'http://{upstream}', margin: {}, idle_timeout: {} }}\n{}\ngroups:\n{groups}",
+            self.workers, self.margin, self.idle_timeout, self.settings
         );
         Config::parse("scene.yaml", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
     }
@@ -172,6 +205,7 @@ impl Scene {
 }
 
 pub fn machine() -> Arc<Machine> {
+    podgate::listener::raise_open_files();
     Arc::new(Machine::take())
 }
 
@@ -381,8 +415,21 @@ impl Stand {
 
     /// The next request is served as if nothing had been.
     pub async fn still_serves(&self) {
-        let answer = self.gateway.post("/v2/ep/run", job(&unique())).await;
+        self.serves("ep").await;
+    }
+
+    pub async fn serves(&self, endpoint: &str) {
+        let path = format!("/v2/{endpoint}/run");
+        let answer = self.gateway.post(&path, job(&unique())).await;
         assert_eq!(answer.status, 200, "{:?}", answer.body);
+    }
+
+    /// What has to hold once everybody has left, by whatever way.
+    pub async fn is_as_before(&self) {
+        self.gateway.comes_to_rest().await;
+        self.still_serves().await;
+        self.gateway.comes_to_rest().await;
+        self.was_never_over();
     }
 }
 
@@ -452,6 +499,37 @@ pub fn post(path: &str, body: &str) -> String {
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
+}
+
+/// Runs them all at once.
+pub async fn together<F: Future<Output = ()>>(all: impl IntoIterator<Item = F>) {
+    let mut all: Vec<_> = all.into_iter().map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        all.retain_mut(|one| one.as_mut().poll(cx).is_pending());
+        match all.is_empty() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+/// Chance that is the same in every run.
+pub struct Random(Cell<u64>);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(Cell::new(seed))
+    }
+
+    /// SplitMix64.
+    pub fn below(&self, bound: usize) -> usize {
+        let state = self.0.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.0.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) as usize % bound.max(1)
+    }
 }
 
 /// Bounds what a test waits for.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
 use super::scripted::Scripted;
-use super::support::{Scene, Tight, call, eventually, job, request, unique, within};
+use super::support::{Scene, Tight, call, eventually, job, request, together, unique, within};
 
 /// Not text in any encoding.
 const BINARY: &[u8] = &[0x1f, 0x8b, 8, 0, 0xff, 0, b'\r', b'\n', 0xc3, 0x28];
@@ -179,25 +179,12 @@ async fn a_job_goes_its_whole_way_with_one_worker_and_with_two() {
                 }
             }
         });
-        let all = futures(calls);
+        let all = together(calls);
         within("all jobs are done", all).await;
         stand.gateway.comes_to_rest().await;
         assert_eq!(stand.upstream.submissions(), (100, 0));
         stand.was_never_over();
     }
-}
-
-/// Runs them all at once.
-async fn futures<F: Future<Output = ()>>(all: impl Iterator<Item = F>) {
-    let mut all: Vec<_> = all.map(Box::pin).collect();
-    std::future::poll_fn(|cx| {
-        all.retain_mut(|one| one.as_mut().poll(cx).is_pending());
-        match all.is_empty() {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        }
-    })
-    .await;
 }
 
 #[tokio::test]
