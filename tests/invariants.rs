@@ -5,7 +5,8 @@ mod plain;
 
 use std::time::Duration;
 
-use plain::{Event, MARGIN, PATIENT, W, World, hold, millis, most_within, quota};
+use plain::world::World;
+use plain::{Event, MARGIN, PATIENT, W, hold, millis, most_within, quota};
 use podgate::limit::ledger::{Call, End};
 use podgate::limit::quota::{Counts, Quota};
 use proptest::prelude::*;
@@ -69,7 +70,9 @@ fn histories<E: Strategy<Value = Event>>(event: E) -> impl Strategy<Value = Vec<
 }
 
 fn limits() -> impl Strategy<Value = Quota> {
-    (1u32..6, 0u32..5).prop_map(|(requests, concurrency)| quota(requests, concurrency))
+    (1u32..6, 0u32..5, 0u32..6).prop_map(|(requests, concurrency, burst)| {
+        plain::with_burst(quota(requests, concurrency), burst)
+    })
 }
 
 /// Lets it all happen; permits and ends of waits are checked at every step of it.

@@ -5,7 +5,8 @@ mod plain;
 
 use std::time::Duration;
 
-use plain::{Ask, Event, Fate, PATIENT, W, World, millis, quota};
+use plain::world::World;
+use plain::{Ask, Event, Fate, PATIENT, W, millis, quota};
 use podgate::limit::fair_queue::{Eligible, FairQueue, Waiter, WaiterId};
 use podgate::limit::flow::FlowId;
 use podgate::limit::ledger::{Call, End};

@@ -5,8 +5,9 @@ mod plain;
 
 use std::time::Duration;
 
+use plain::world::World;
 use plain::{
-    Attempt, Event, MARGIN, PATIENT, START, W, World, hold, millis, most_within, quota, with_burst,
+    Attempt, Event, MARGIN, PATIENT, START, W, hold, millis, most_within, quota, with_burst,
     with_period,
 };
 use podgate::limit::ledger::{Call, End};
@@ -39,9 +40,10 @@ fn events(reload: impl Strategy<Value = Event> + 'static) -> impl Strategy<Value
         1 => (pick.clone(), span.clone()).prop_map(|(pick, ago)| Event::Torn(pick, ago)),
         1 => pick.clone().prop_map(Event::Unsent),
         1 => pick.clone().prop_map(Event::Again),
-        4 => span.prop_map(Event::Pass),
+        4 => span.clone().prop_map(Event::Pass),
         4 => Just(Event::Wake),
         2 => (pick, -1i8..=1).prop_map(|(pick, nanos)| Event::Tie(pick, nanos)),
+        1 => span.prop_map(Event::SetBack),
         2 => reload,
     ];
     prop::collection::vec(event, 1..160)

@@ -5,7 +5,8 @@ mod plain;
 
 use std::time::Duration;
 
-use plain::{Attempt, Event, Fate, PATIENT, START, W, World, millis, quota, with_burst};
+use plain::world::World;
+use plain::{Attempt, Event, Fate, PATIENT, START, W, millis, quota, with_burst};
 use podgate::limit::ledger::{Call, End};
 use podgate::limit::quota::{Quota, Timestamp};
 use proptest::prelude::*;
@@ -194,6 +195,23 @@ fn pauses_double_and_begin_anew_after_a_clean_window() {
     let latest = world.attempts.len() - 1;
     world.refused(latest, None);
     let took = next_goes_after(&mut world, W * 40);
+    assert!(within_a_tenth(took, SHORTEST), "{took:?}");
+}
+
+/// Of an episode long answered, after a clean window has taken the pause back to none.
+#[test]
+fn a_429_that_comes_late_pauses_too() {
+    let mut world = World::new(quota(50, 0), 100);
+    asked(&mut world, 2, Call::Short);
+    world.refused(0, Some(SHORTEST));
+    asked(&mut world, 20, Call::Short);
+    next_goes_after(&mut world, W);
+    world.head(2);
+    world.pass_to(START + W * 3 / 2);
+    let latest = world.attempts.len() - 1;
+    world.refused(1, None);
+    world.unsent(latest);
+    let took = next_goes_after(&mut world, W);
     assert!(within_a_tenth(took, SHORTEST), "{took:?}");
 }
 

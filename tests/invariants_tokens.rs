@@ -5,7 +5,8 @@ mod plain;
 
 use std::time::Duration;
 
-use plain::{PATIENT, START, W, World, hold, millis, quota, with_burst};
+use plain::world::World;
+use plain::{PATIENT, START, W, hold, millis, quota, with_burst};
 use podgate::limit::ledger::{Call, Effective, End, Ledger, Limit, Slot};
 use podgate::limit::quota::Timestamp;
 use proptest::prelude::*;

@@ -4,7 +4,8 @@ mod plain;
 
 use std::time::Duration;
 
-use plain::{Ask, Event, Fate, MARGIN, PATIENT, START, W, World, hold, millis, quota, with_burst};
+use plain::world::World;
+use plain::{Ask, Event, Fate, MARGIN, PATIENT, START, W, hold, millis, quota, with_burst};
 use podgate::limit::ledger::{Call, End, Ledger, Slot};
 use podgate::limit::quota::{Quota, Timestamp};
 use proptest::prelude::*;

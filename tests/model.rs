@@ -6,7 +6,8 @@ mod plain;
 
 use std::time::Duration;
 
-use plain::{Attempt, Event, MARGIN, PATIENT, World, hold, most_within, quota, with_period};
+use plain::world::World;
+use plain::{Attempt, Event, MARGIN, PATIENT, hold, most_within, quota, with_period};
 use podgate::limit::fair_queue::{Eligible, FairQueue, Waiter, WaiterId};
 use podgate::limit::flow::FlowId;
 use podgate::limit::ledger::Call;
