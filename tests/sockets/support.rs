@@ -25,7 +25,7 @@ use podgate::limit::local::Snapshot;
 use podgate::serve::{self, Running};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 /// No test waits longer for anything.
@@ -377,6 +377,13 @@ impl Gateway {
 
     pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address()).await.unwrap()
+    }
+
+    /// A connection that takes no more than a few kilobytes that nobody reads.
+    pub async fn connect_slowly(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.connect(self.address()).await.unwrap()
     }
 
     /// A connection with so much written to it.
