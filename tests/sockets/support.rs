@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -183,11 +184,11 @@ impl Scene {
     /// podgate before an emulator.
     pub fn start(self) -> Stand {
         let machine = Machine::take();
-        self.beside(Arc::new(machine))
+        self.beside(Rc::new(machine))
     }
 
     /// The same beside others of one test.
-    pub fn beside(self, machine: Arc<Machine>) -> Stand {
+    pub fn beside(self, machine: Rc<Machine>) -> Stand {
         let upstream = Upstream::start(self.emulator());
         let gateway = Gateway::start(self.config(upstream.address));
         Stand {
@@ -204,8 +205,8 @@ impl Scene {
     }
 }
 
-pub fn machine() -> Arc<Machine> {
-    Arc::new(Machine::take())
+pub fn machine() -> Rc<Machine> {
+    Rc::new(Machine::take())
 }
 
 /// An emulator on a thread of its own, so that its answers do not wait for ours.
@@ -398,7 +399,7 @@ impl Gateway {
 pub struct Stand {
     pub gateway: Gateway,
     pub upstream: Upstream,
-    _machine: Arc<Machine>,
+    _machine: Rc<Machine>,
 }
 
 impl Stand {
