@@ -86,6 +86,9 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     let timeouts = config.timeouts;
     let shared = Arc::new(Shared::new(config, key.as_ref(), metrics.clone())?);
     let (closing, closed) = watch::channel(false);
+    // Closed once no worker serves any more.
+    let (all, serving) = watch::channel(());
+    let all = Arc::new(all);
 
     let mut threads = Vec::new();
     for number in 0..workers {
@@ -96,12 +99,17 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         };
         let listener = listen.try_clone().map_err(StartError::Thread)?;
         let closed = closed.clone();
+        let (all, serving) = (all.clone(), serving.clone());
         threads.push(spawn(format!("worker-{number}"), async move {
             if let Err(error) = door.serve(listener, closed).await {
                 tracing::error!(%error, "a worker cannot use the listening socket");
             }
+            // What wakes a lane runs where somebody waited first: the others wait still.
+            drop(serving);
+            all.closed().await;
         })?);
     }
+    drop(serving);
     let door = Admin {
         metrics,
         admission: shared.admission.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use podgate::emulator::limits::Group;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
@@ -15,7 +15,7 @@ use super::support::{
 
 const TIMES: usize = 1_000;
 /// So many at a time.
-const AT_ONCE: usize = 50;
+const AT_ONCE: usize = 125;
 
 /// In rounds, all of one round at once.
 async fn a_thousand_times<F: Future<Output = ()>>(one: impl Fn(usize) -> F) {
@@ -71,6 +71,33 @@ async fn while_the_head_is_being_sent() {
     stand.is_as_before().await;
 }
 
+/// The upstream has its head, and will not get the rest.
+#[tokio::test]
+async fn while_the_body_is_being_passed_on() {
+    let stand = unlimited()
+        .settings("buffers: { per_request: 16KiB }")
+        .start();
+    let random = Random::new(7);
+    let whole = post("/v2/ep/run", &job(&"x".repeat(64_000)));
+    for round in 1..=TIMES / AT_ONCE {
+        let mut callers = Vec::new();
+        for _ in 0..AT_ONCE {
+            let part = &whole[..20_000 + random.below(44_000)];
+            callers.push(stand.gateway.send(part).await);
+        }
+        eventually("all have been begun", || {
+            stand.upstream.seen("ep", Group::Run)["arrived"] == round * AT_ONCE
+        })
+        .await;
+        for (number, caller) in callers.into_iter().enumerate() {
+            leave(caller, number);
+        }
+    }
+    stand.gateway.comes_to_rest().await;
+    assert_eq!(stand.upstream.submissions(), (0, 0), "none was whole");
+    stand.is_as_before().await;
+}
+
 /// Bodies that are held, streamed, and of no declared length.
 #[tokio::test]
 async fn while_the_body_is_being_sent() {
@@ -103,6 +130,9 @@ async fn while_the_body_is_being_sent() {
     stand.is_as_before().await;
 }
 
+/// Few enough to go at once.
+const WINDOW: usize = 50;
+
 /// What keeps callers of `/v2/ep/run` waiting.
 #[derive(Clone, Copy, Debug)]
 enum Gate {
@@ -118,7 +148,7 @@ async fn closed(gate: Gate, settings: &'static str) -> (Stand, Vec<TcpStream>) {
         Gate::Window => unlimited().limit(
             Group::Run,
             Tight {
-                requests: Some(AT_ONCE as u32),
+                requests: Some(WINDOW as u32),
                 window: Duration::from_secs(60),
                 concurrency: None,
             },
@@ -135,7 +165,7 @@ async fn closed(gate: Gate, settings: &'static str) -> (Stand, Vec<TcpStream>) {
         Gate::Pause => json!({"status": 429, "retry_after": 60, "count": 1}),
     });
     let closers = match gate {
-        Gate::Window => AT_ONCE,
+        Gate::Window => WINDOW,
         Gate::Permits | Gate::Pause => 1,
     };
     let mut blockers = Vec::new();
@@ -148,7 +178,7 @@ async fn closed(gate: Gate, settings: &'static str) -> (Stand, Vec<TcpStream>) {
         let lane = stand.gateway.lane(Group::Run);
         seen && lane.is_some_and(|lane| match gate {
             Gate::Permits => lane.permits_in_use == 1,
-            Gate::Window => lane.window_used == AT_ONCE as u32 && lane.permits_in_use == 0,
+            Gate::Window => lane.window_used == WINDOW as u32 && lane.permits_in_use == 0,
             Gate::Pause => !lane.paused.is_zero() && lane.permits_in_use == 0,
         })
     })
@@ -348,10 +378,12 @@ async fn in_the_middle_of_a_large_answer() {
     let random = Random::new(6);
     a_thousand_times(|number| {
         let gateway = &stand.gateway;
-        let call = format!(r#"{{"input":{{"id":"{}","bytes":1000000}}}}"#, unique());
-        let bytes = 1 + random.below(100_000);
+        let call = format!(r#"{{"input":{{"id":"{}","bytes":200000}}}}"#, unique());
+        let bytes = 1 + random.below(20_000);
         async move {
-            let client = gateway.send(post("/v2/ep/runsync", &call)).await;
+            let mut client = gateway.connect_slowly().await;
+            let call = post("/v2/ep/runsync", &call);
+            client.write_all(call.as_bytes()).await.unwrap();
             leave_after(client, bytes, number).await;
         }
     })
@@ -374,8 +406,8 @@ async fn the_upstream_goes_away() {
         (json!({"stall": "body"}), 504, "upstream_timeout", 1),
     ] {
         let stand = unlimited()
-            .set(Group::Run, "response_timeout: 300ms")
-            .idle_timeout("300ms")
+            .set(Group::Run, "response_timeout: 200ms")
+            .idle_timeout("200ms")
             .start();
         stand.upstream.faults(faults.clone());
         a_thousand_times(|_| {
@@ -405,7 +437,7 @@ async fn the_upstream_goes_away_in_the_middle_of_a_streamed_answer() {
     ] {
         let stand = unlimited()
             .settings("buffers: { per_request: 16KiB }")
-            .idle_timeout("300ms")
+            .idle_timeout("200ms")
             .start();
         stand.upstream.faults(faults.clone());
         a_thousand_times(|_| {

@@ -8,4 +8,5 @@ mod through;
 mod saturation;
 mod disconnects;
 mod permits;
+mod draining;
 mod full;

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -25,7 +26,7 @@ use podgate::limit::local::Snapshot;
 use podgate::serve::{self, Running};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 /// No test waits longer for anything.
@@ -45,6 +46,7 @@ pub struct Machine(#[expect(dead_code, reason = "held")] MutexGuard<'static, ()>
 impl Machine {
     fn take() -> Self {
         static MACHINE: Mutex<()> = Mutex::new(());
+        podgate::listener::raise_open_files();
         Self(MACHINE.lock())
     }
 }
@@ -183,11 +185,11 @@ impl Scene {
     /// podgate before an emulator.
     pub fn start(self) -> Stand {
         let machine = Machine::take();
-        self.beside(Arc::new(machine))
+        self.beside(Rc::new(machine))
     }
 
     /// The same beside others of one test.
-    pub fn beside(self, machine: Arc<Machine>) -> Stand {
+    pub fn beside(self, machine: Rc<Machine>) -> Stand {
         let upstream = Upstream::start(self.emulator());
         let gateway = Gateway::start(self.config(upstream.address));
         Stand {
@@ -204,9 +206,8 @@ impl Scene {
     }
 }
 
-pub fn machine() -> Arc<Machine> {
-    podgate::listener::raise_open_files();
-    Arc::new(Machine::take())
+pub fn machine() -> Rc<Machine> {
+    Rc::new(Machine::take())
 }
 
 /// An emulator on a thread of its own, so that its answers do not wait for ours.
@@ -380,6 +381,13 @@ impl Gateway {
         TcpStream::connect(self.address()).await.unwrap()
     }
 
+    /// A connection that takes no more than a few kilobytes that nobody reads.
+    pub async fn connect_slowly(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.connect(self.address()).await.unwrap()
+    }
+
     /// A connection with so much written to it.
     pub async fn send(&self, bytes: impl AsRef<[u8]>) -> TcpStream {
         let mut stream = self.connect().await;
@@ -392,7 +400,7 @@ impl Gateway {
 pub struct Stand {
     pub gateway: Gateway,
     pub upstream: Upstream,
-    _machine: Arc<Machine>,
+    _machine: Rc<Machine>,
 }
 
 impl Stand {
