@@ -186,13 +186,13 @@ impl Shared {
         }
         lanes.made += 1;
         let seed = self.hasher.hash_one(lanes.made);
-        // What this endpoint did through the lane it shared is not known apart: while that lane
-        // has exchanges out it goes on sharing, and while its window is not empty a lane of its
-        // own starts as spent.
+        // What this endpoint did through the lane it shared is not known apart: while anybody waits
+        // there, is out from there, or has found it and will ask it, it goes on sharing; while that
+        // lane's window is not empty a lane of its own starts as spent.
+        let busy = lanes.overflow.get(&(account, group)).is_some_and(|lane| {
+            Arc::strong_count(lane) > 1 || lane.view().snapshot.permits_in_use > 0
+        });
         let shared = lanes.overflow.get(&(account, group)).cloned();
-        let busy = shared
-            .as_ref()
-            .is_some_and(|lane| lane.view().snapshot.permits_in_use > 0);
         if lanes.count >= self.capacity || busy {
             return shared.unwrap_or_else(|| {
                 let core = LaneCell::core(policy, false, seed, now);
