@@ -91,8 +91,13 @@ impl Estimates {
         if age >= self.span * 2 {
             return None;
         }
-        let admitted = pace.last.max(pace.current).max(1);
-        Some(self.span.saturating_mul(place) / admitted)
+        let (admitted, over) = match pace.last {
+            // What was seen so far took no whole span: told one for each place, the first to be
+            // refused would come back in an hour.
+            0 => (pace.current.max(1), age.min(self.span)),
+            last => (last.max(pace.current), self.span),
+        };
+        Some(over.saturating_mul(place) / admitted)
     }
 
     /// The median time a permit is out; zero before any came back.
@@ -116,12 +121,22 @@ mod tests {
     #[test]
     fn a_flow_with_ten_admissions_a_window_waits_a_tenth_of_it_per_place() {
         let mut estimates = Estimates::new(Duration::from_secs(10));
-        for step in 0..10 {
-            estimates.admitted(FlowId(1), at(step * 900));
+        for step in 0..15 {
+            estimates.admitted(FlowId(1), at(step * 1_000));
         }
-        let wait = estimates.by_pace(FlowId(1), 3, at(9_000));
+        let wait = estimates.by_pace(FlowId(1), 3, at(15_000));
         assert_eq!(wait, Some(Duration::from_secs(3)));
-        assert_eq!(estimates.by_pace(FlowId(2), 3, at(9_000)), None);
+        assert_eq!(estimates.by_pace(FlowId(2), 3, at(15_000)), None);
+    }
+
+    #[test]
+    fn a_flow_that_has_just_come_is_judged_by_the_time_it_is_here() {
+        let mut estimates = Estimates::new(Duration::from_secs(10));
+        for step in 0..20 {
+            estimates.admitted(FlowId(1), at(step * 10));
+        }
+        let wait = estimates.by_pace(FlowId(1), 200, at(200));
+        assert_eq!(wait, Some(Duration::from_secs(2)));
     }
 
     #[test]
