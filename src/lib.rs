@@ -6,6 +6,7 @@ pub mod outcome;
 pub mod limit;
 pub mod metrics;
 pub mod config;
+pub mod access_log;
 pub mod admission;
 pub mod gateway;
 pub mod admin;

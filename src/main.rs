@@ -107,7 +107,8 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         }
     };
     log_to_stderr(&config.log);
-    let running = match serve::start(config) {
+    let access_log = config.log.access.then(std::io::stdout);
+    let running = match serve::start_logging(config, access_log) {
         Ok(running) => running,
         Err(error) => {
             eprintln!("podgate: {error}");

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
+use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::config::secret::SecretError;
@@ -46,13 +47,25 @@ pub struct Running {
     pub admin: SocketAddr,
     closing: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
+    access_log: AccessLog,
 }
 
-/// Binds, starts the workers, and returns once requests are taken.
+/// Binds, starts the workers, and returns once requests are taken. Keeps no access log.
 ///
 /// # Errors
 /// [`StartError`]: nothing was started.
 pub fn start(config: Config) -> Result<Running, StartError> {
+    start_logging(config, None::<io::Sink>)
+}
+
+/// Like [`start`], with the access log written to `sink`.
+///
+/// # Errors
+/// [`StartError`]: nothing was started.
+pub fn start_logging(
+    config: Config,
+    sink: Option<impl io::Write + Send + 'static>,
+) -> Result<Running, StartError> {
     let bind = |setting, address| {
         let listener = listener::bind(address);
         listener.map_err(|why| StartError::Bind {
@@ -84,7 +97,14 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let workers = config.workers.unwrap_or_else(cores).get();
     let timeouts = config.timeouts;
-    let shared = Arc::new(Shared::new(config, key.as_ref(), metrics.clone())?);
+    let dropped = metrics.log_dropped().clone();
+    let access_log = match sink {
+        Some(sink) => AccessLog::start(config.log.format, dropped, sink),
+        None => Ok(AccessLog::default()),
+    };
+    let access_log = access_log.map_err(StartError::Thread)?;
+    let shared = Shared::new(config, key.as_ref(), metrics.clone(), access_log.clone());
+    let shared = Arc::new(shared?);
     let (closing, closed) = watch::channel(false);
     // Closed once no worker serves any more.
     let (all, serving) = watch::channel(());
@@ -132,6 +152,7 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         admin: admin_at,
         closing,
         workers: threads,
+        access_log,
     })
 }
 
@@ -159,5 +180,6 @@ impl Running {
             // A worker that panicked has said so itself.
             let _ = worker.join();
         }
+        self.access_log.close();
     }
 }

@@ -20,7 +20,9 @@ use crate::config::policy::GroupPolicy;
 use crate::limit::flow::FlowId;
 use crate::limit::lane::Shed;
 use crate::limit::quota::Timestamp;
-use crate::metrics::{EndpointMetrics, LaneTotals, Metrics};
+use crate::metrics::Metrics;
+use crate::metrics::endpoint::EndpointMetrics;
+use crate::metrics::lanes::LaneTotals;
 use crate::operation::Group;
 use crate::outcome::Outcome;
 
@@ -150,7 +152,8 @@ impl Admission {
             let (_, sum) = totals
                 .entry(key)
                 .or_insert_with(|| (lane.metrics().clone(), LaneTotals::default()));
-            sum.add(&lane.view().snapshot);
+            let view = lane.view();
+            sum.add(&view.snapshot, view.queued);
         }
         for ((group, _), (endpoint, sum)) in totals {
             self.shared.metrics.show(group, &endpoint, &sum);
@@ -204,12 +207,9 @@ impl Shared {
         }
         let spent = shared.is_some_and(|lane| !lane.is_spent_free());
         let core = LaneCell::core(policy, spent, seed, now);
-        let lane = Arc::new(LaneCell::new(
-            core,
-            group,
-            self.metrics.endpoint(endpoint),
-            self.clock,
-        ));
+        let metrics = self.metrics.endpoint(endpoint);
+        metrics.expect_lane(group);
+        let lane = Arc::new(LaneCell::new(core, group, metrics, self.clock));
         let endpoints = lanes.by_account.entry(account).or_default();
         endpoints.entry(endpoint.into()).or_default()[group.index()] = Some(lane.clone());
         lanes.count += 1;

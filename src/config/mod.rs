@@ -124,6 +124,12 @@ impl Config {
         rule.map_or(&self.groups, |rule| &rule.groups).get(group)
     }
 
+    /// Endpoints that are named as such, not by a shape of names.
+    pub fn named_endpoints(&self) -> impl Iterator<Item = &str> {
+        let patterns = self.endpoints.iter().map(|rule| rule.pattern.as_str());
+        patterns.filter(|pattern| !pattern.contains('*'))
+    }
+
     /// The margin is set once and holds for every quota.
     fn spread_margin(&mut self) {
         let margin = self.upstream.margin;
