@@ -26,7 +26,7 @@ use hyper::body::Incoming;
 
 use crate::access_log::AccessLog;
 use crate::admission::lane::Ask;
-use crate::admission::{Account, Admission};
+use crate::admission::{Account, Admission, Before};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
 use crate::config::secret::Secret;
@@ -63,7 +63,8 @@ pub struct Shared {
 pub struct NoField(&'static str);
 
 impl Shared {
-    /// `key`: put into every request in the place of what the client sent. Endpoints that the
+    /// `key`: put into every request in the place of what the client sent. `before`: what an earlier
+    /// process has left. Endpoints that the
     /// configuration names have their lanes and series from the start.
     ///
     /// # Errors
@@ -73,6 +74,7 @@ impl Shared {
         key: Option<&Secret>,
         metrics: Metrics,
         access_log: AccessLog,
+        before: &Before,
     ) -> Result<Self, NoField> {
         let host = HeaderValue::try_from(config.upstream.target.authority())
             .map_err(|_| NoField("the upstream's host"))?;
@@ -82,7 +84,14 @@ impl Shared {
             field.set_sensitive(true);
             Ok(field)
         };
-        let admission = Admission::new(config.limits.lanes as usize, metrics.clone());
+        let admission = Admission::after(before, config.limits.lanes as usize, metrics.clone());
+        for lane in &before.lanes {
+            // Endpoints past the cap have the limits that no rule matches.
+            let endpoint = lane.endpoint.as_deref().unwrap_or_default();
+            if let GroupVerdict::Policy(policy) = config.group(endpoint, lane.group) {
+                admission.recall(lane, policy);
+            }
+        }
         for endpoint in config.named_endpoints() {
             metrics.expect(&metrics.endpoint(endpoint));
             for group in Group::ALL {
