@@ -69,6 +69,7 @@ pub(super) static GROUPS: Level = Level {
         "health",
         "requests",
         "openai",
+        "worker",
         "other",
     ],
 };
