@@ -4,12 +4,13 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::json;
 
 use crate::gateway::body::Answer;
-use crate::gateway::classify::Unclassified;
+use crate::gateway::classify::{METHODS, Unclassified};
+use crate::gateway::head::BadHead;
 use crate::gateway::payload::PayloadError;
 use crate::gateway::upstream::UpstreamError;
 use crate::limit::lane::Shed;
@@ -23,6 +24,8 @@ const REDUCED_CAPACITY: &str =
 /// Why a request was not answered by the upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum Rejection {
+    #[error(transparent)]
+    Head(#[from] BadHead),
     #[error(transparent)]
     Unclassified(#[from] Unclassified),
     #[error("requests of this kind are not forwarded here (`other: reject`)")]
@@ -43,8 +46,10 @@ impl Rejection {
     pub fn outcome(&self) -> Outcome {
         match self {
             Rejection::Unclassified(Unclassified::NoRoute(_)) => Outcome::NoRoute,
-            Rejection::Unclassified(Unclassified::EmptySegment) => Outcome::BadRequest,
-            Rejection::Unclassified(Unclassified::Method { .. }) => Outcome::MethodNotAllowed,
+            Rejection::Unclassified(Unclassified::Method { .. } | Unclassified::Unserved) => {
+                Outcome::MethodNotAllowed
+            }
+            Rejection::Unclassified(_) | Rejection::Head(_) => Outcome::BadRequest,
             Rejection::OtherRejected => Outcome::NoRoute,
             Rejection::Payload(PayloadError::TooLarge { .. }) => Outcome::PayloadTooLarge,
             Rejection::Payload(PayloadError::TooSlow) => Outcome::ClientTimeout,
@@ -58,7 +63,24 @@ impl Rejection {
         }
     }
 
+    /// Whether its client cannot go on with this connection: it has left, or what it sends next may
+    /// not be what it means.
+    pub fn ends_the_connection(&self) -> bool {
+        matches!(
+            self,
+            Rejection::Head(_)
+                | Rejection::Unclassified(Unclassified::Unserved)
+                | Rejection::Payload(PayloadError::TooSlow | PayloadError::Malformed(_))
+                | Rejection::ClientGone
+        )
+    }
+
     fn status(&self) -> StatusCode {
+        match self {
+            Rejection::Head(bad) => return bad.status(),
+            Rejection::Unclassified(Unclassified::TooLong) => return StatusCode::URI_TOO_LONG,
+            _ => {}
+        }
         match self.outcome() {
             Outcome::BadRequest => StatusCode::BAD_REQUEST,
             Outcome::NoRoute => StatusCode::NOT_FOUND,
@@ -108,11 +130,12 @@ impl Rejection {
         if let Some(wait) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(spread(wait)));
         }
-        if let Rejection::ClientGone = self {
-            // Nor does anybody want what else it has sent.
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        if let Rejection::Unclassified(Unclassified::Method { allow }) = self {
+        let allow = match self {
+            Rejection::Unclassified(Unclassified::Method { allow }) => Some(*allow),
+            Rejection::Unclassified(Unclassified::Unserved) => Some(METHODS),
+            _ => None,
+        };
+        if let Some(allow) = allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         if let Ok(said) =

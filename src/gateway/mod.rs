@@ -1,9 +1,14 @@
 //! A request's way, one file a stage. [`Gateway::forward`] is the page.
 
 pub mod presence;
+pub mod framing;
+pub mod head;
 pub mod classify;
 pub mod authorize;
 pub mod patience;
+pub mod linger;
+pub mod inbound;
+pub mod pace;
 pub mod payload;
 pub mod fields;
 pub mod tls;
@@ -16,7 +21,7 @@ pub mod stack;
 
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, HOST, HeaderValue};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri, request};
 use hyper::body::Incoming;
@@ -30,6 +35,8 @@ use crate::gateway::answer::Rejection;
 use crate::gateway::authorize::Accepted;
 use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
+use crate::gateway::fields::Hop;
+use crate::gateway::inbound::Inbound;
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
 use crate::gateway::tls::TlsError;
@@ -47,6 +54,7 @@ pub struct Shared {
     accepted: Accepted,
     budget: Budget,
     host: HeaderValue,
+    hop: Hop,
     authorization: Option<HeaderValue>,
 }
 
@@ -74,6 +82,7 @@ impl Shared {
             accepted: Accepted::default(),
             budget: Budget::default(),
             host,
+            hop: Hop::new(),
             authorization: key.map(field).transpose()?,
             metrics,
             config,
@@ -127,42 +136,61 @@ impl Gateway {
             endpoint: self.shared.metrics.other(),
             ended: false,
         };
-        let answered = tokio::select! {
-            biased;
-            answered = self.answer(head, body, caller, &mut record) => answered,
-            () = caller.gone() => Err(Rejection::ClientGone),
+        let mut body = Inbound::new(body, head::waits_to_be_asked(&head));
+        let asked = body.asked();
+        let sound = caller.framing().next();
+        let answered = match sound.and_then(|()| head::check(&head, &self.shared.hop)) {
+            Err(bad) => {
+                body.abandon();
+                Err(bad.into())
+            }
+            Ok(()) => tokio::select! {
+                biased;
+                answered = self.answer(head, body, caller, &mut record) => answered,
+                () = caller.gone() => Err(Rejection::ClientGone),
+            },
         };
-        match answered {
-            Ok(response) => {
-                record.end(Outcome::Forwarded);
-                response
-            }
-            Err(rejection) => {
-                record.end(rejection.outcome());
-                rejection.answer()
-            }
+        let (outcome, mut response, ends) = match answered {
+            Ok(response) => (Outcome::Forwarded, response, false),
+            Err(rejection) => (
+                rejection.outcome(),
+                rejection.answer(),
+                rejection.ends_the_connection(),
+            ),
+        };
+        record.end(outcome);
+        if ends || asked.waits() {
+            caller.leave_unread();
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
+        response
     }
 
     /// The page: a request's way, top to bottom.
     async fn answer(
         &self,
         head: request::Parts,
-        body: Incoming,
+        body: Inbound,
         caller: &Caller,
         record: &mut Record,
     ) -> Result<Response<Answer>, Rejection> {
         let shared = &*self.shared;
+        let target = classify::target(&head.method, &head.uri)?;
         let Classified {
             operation,
             endpoint,
-        } = classify::operation(&head.method, head.uri.path())?;
+        } = classify::operation(&head.method, target.path())?;
         let group = operation.group();
         let GroupVerdict::Policy(policy) = shared.config.group(endpoint, group) else {
             return Err(Rejection::OtherRejected);
         };
         record.operation = operation;
-        let credential = shared.accepted.credential(&head.headers);
+        // With a key of our own in its place the upstream accepts whatever a client makes up.
+        let credential = match shared.authorization {
+            None => shared.accepted.credential(&head.headers),
+            Some(_) => None,
+        };
         let flow = shared
             .admission
             .flow(caller.address, shared.accepted.known(credential));
@@ -189,7 +217,7 @@ impl Gateway {
             return Err(Rejection::ClientGone);
         }
         let patience = policy.response_timeout(operation);
-        let request = || self.request(&head, payload.outgoing()?);
+        let request = || self.request(&head, target, payload.outgoing()?);
         let sent = self.upstream.send(permit, request, patience).await;
         let (response, exchange) = match sent {
             Ok(answered) => answered,
@@ -204,13 +232,23 @@ impl Gateway {
     }
 
     /// The request as the upstream gets it: the target byte for byte as it was classified.
-    fn request(&self, head: &request::Parts, body: Outgoing) -> Option<Request<Outgoing>> {
+    fn request(
+        &self,
+        head: &request::Parts,
+        target: &PathAndQuery,
+        body: Outgoing,
+    ) -> Option<Request<Outgoing>> {
         let shared = &*self.shared;
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
-        *request.uri_mut() = self.target(&head.uri)?;
+        *request.uri_mut() = self.target(target)?;
         *request.headers_mut() = head.headers.clone();
-        fields::towards_upstream(request.headers_mut(), &shared.host);
+        fields::towards_upstream(
+            request.headers_mut(),
+            head.version,
+            &shared.host,
+            &shared.hop,
+        );
         if let Some(authorization) = &shared.authorization {
             request
                 .headers_mut()
@@ -220,8 +258,7 @@ impl Gateway {
         Some(request)
     }
 
-    fn target(&self, uri: &Uri) -> Option<Uri> {
-        let asked = uri.path_and_query()?;
+    fn target(&self, asked: &PathAndQuery) -> Option<Uri> {
         let prefix = &self.shared.config.upstream.target.prefix;
         let target = match prefix.is_empty() {
             true => asked.clone(),
