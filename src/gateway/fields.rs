@@ -21,8 +21,8 @@ pub struct Hop {
 }
 
 impl Hop {
-    pub fn new() -> Self {
-        // A fresh key each time is all the chance this needs.
+    pub fn fresh() -> Self {
+        // A key made anew is all the chance this needs.
         let name = format!("{NAME}-{:016x}", RandomState::new().hash_one(0u8));
         let via = ["1.0", "1.1", "2"]
             .map(|version| HeaderValue::try_from(format!("{version} {name}")).unwrap_or(VIA_US));
@@ -163,7 +163,7 @@ mod tests {
 
     fn upstream(headers: &mut HeaderMap) {
         let host = HeaderValue::from_static("up");
-        towards_upstream(headers, Version::HTTP_11, &host, &Hop::new());
+        towards_upstream(headers, Version::HTTP_11, &host, &Hop::fresh());
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn who_has_been_here_is_known_and_who_was_at_another_is_let_through() {
-        let (here, there) = (Hop::new(), Hop::new());
+        let (here, there) = (Hop::fresh(), Hop::fresh());
         let mut headers = map(&[("via", "1.0 fred, 1.1 podgate, HTTP/1.1 x.example (a, b)")]);
         assert!(!here.came_round(&headers));
         towards_upstream(&mut headers, Version::HTTP_2, &VIA_US, &there);
@@ -235,10 +235,10 @@ mod tests {
         let last = headers.get_all("via").iter().next_back().unwrap();
         assert_eq!(last, &format!("1.0 {}", here.name));
         for _ in 0..MOST_HOPS {
-            assert!(!Hop::new().came_round(&map(&[("via", "1.1 podgate")])));
+            assert!(!Hop::fresh().came_round(&map(&[("via", "1.1 podgate")])));
             headers.append(VIA, VIA_US);
         }
-        assert!(Hop::new().came_round(&headers), "round and round");
+        assert!(Hop::fresh().came_round(&headers), "round and round");
     }
 
     #[test]

@@ -109,6 +109,18 @@ impl Payload {
     }
 }
 
+/// Before a byte is read, or asked for.
+///
+/// # Errors
+/// [`PayloadError::TooLarge`]: more is declared than may be sent.
+pub fn fits(inbound: &Inbound, terms: &Terms) -> Result<(), PayloadError> {
+    let limit = terms.max_body;
+    match inbound.declared() {
+        Some(length) if length > limit => Err(PayloadError::TooLarge { limit }),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a body as far as it is held: up to `buffers.per_request`, or to its end where its length is
 /// not declared, so that it can be declared upstream; in either case while the budget has room.
 ///
@@ -119,11 +131,8 @@ pub async fn receive(
     terms: &Terms,
     budget: &Budget,
 ) -> Result<Payload, PayloadError> {
-    let declared = inbound.declared();
-    let limit = terms.max_body;
-    if declared.is_some_and(|length| length > limit) {
-        return Err(PayloadError::TooLarge { limit });
-    }
+    fits(&inbound, terms)?;
+    let (declared, limit) = (inbound.declared(), terms.max_body);
     let enough = match declared {
         Some(_) => terms.buffers.per_request,
         None => u64::MAX,
