@@ -82,7 +82,7 @@ impl Shared {
             accepted: Accepted::default(),
             budget: Budget::default(),
             host,
-            hop: Hop::new(),
+            hop: Hop::fresh(),
             authorization: key.map(field).transpose()?,
             metrics,
             config,
@@ -200,18 +200,28 @@ impl Gateway {
             buffers: shared.config.buffers,
             timeouts: shared.config.timeouts,
         };
-        let payload = payload::receive(body, &terms, &shared.budget).await;
-        let lane = shared
-            .admission
-            .lane(Account::default(), endpoint, group, policy);
-        record.endpoint = lane.metrics().clone();
-        let mut payload = payload?;
-
         let ask = Ask {
             flow,
             call: call(operation),
             patience: patience::of(&head.headers, operation, policy.max_wait),
         };
+        let lane = || {
+            let account = Account::default();
+            shared.admission.lane(account, endpoint, group, policy)
+        };
+        if body.asked().waits() {
+            // Told before it sends: refused here, it need not.
+            let lane = lane();
+            record.endpoint = lane.metrics().clone();
+            payload::fits(&body, &terms)?;
+            lane.foresee(ask)?;
+        }
+        let payload = payload::receive(body, &terms, &shared.budget).await;
+        // Not held meanwhile: a slow upload would keep it from being forgotten.
+        let lane = lane();
+        record.endpoint = lane.metrics().clone();
+        let mut payload = payload?;
+
         let permit = lane.admit(ask).await?;
         if caller.is_gone() {
             return Err(Rejection::ClientGone);
