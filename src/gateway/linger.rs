@@ -36,6 +36,8 @@ pub fn body(mut incoming: Incoming) {
 pub async fn connection(caller: &Caller) {
     let mut scrap = vec![0; SCRAP];
     let rest = async {
+        // hyper does so too, but not where it was asked for a tunnel. That it is closed is no fault.
+        let _ = poll_fn(|cx| caller.poll_end(cx)).await;
         let mut next = async || poll_fn(|cx| caller.poll_discard(cx, &mut scrap)).await;
         while let Ok(Ok(1..)) = timeout(LINGER_IDLE, next()).await {}
     };

@@ -65,6 +65,11 @@ impl Caller {
         self.shared.unread.load(Ordering::Relaxed)
     }
 
+    /// Nothing more is written to it.
+    pub fn poll_end(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.shared.stream.lock()).poll_shutdown(cx)
+    }
+
     /// Reads what it sends past everybody else.
     pub fn poll_discard(&self, cx: &mut Context<'_>, scrap: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(scrap);

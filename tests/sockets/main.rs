@@ -3,8 +3,12 @@
 
 mod support;
 mod scripted;
+mod raw;
 
 mod through;
+mod routes;
+mod threats;
+mod uploads;
 mod saturation;
 mod disconnects;
 mod permits;

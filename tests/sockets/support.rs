@@ -204,6 +204,11 @@ impl Scene {
         let machine = Machine::take();
         (Gateway::start(self.config(upstream)), machine)
     }
+
+    /// The same beside others of one test.
+    pub fn before_beside(self, upstream: SocketAddr, _machine: Rc<Machine>) -> Gateway {
+        Gateway::start(self.config(upstream))
+    }
 }
 
 pub fn machine() -> Rc<Machine> {
