@@ -1,7 +1,7 @@
 //! Clients that write bytes and read bytes, and an upstream that tells each request's own answer.
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::scripted::Scripted;
 use super::support::{Gateway, within};
@@ -45,22 +45,44 @@ impl Reply {
 }
 
 /// A connection to podgate.
-pub struct Raw(BufReader<TcpStream>);
+pub struct Raw {
+    from: Answers,
+    to: OwnedWriteHalf,
+}
+
+/// What it reads.
+pub struct Answers(BufReader<OwnedReadHalf>);
 
 impl Raw {
     pub async fn connect(gateway: &Gateway) -> Self {
-        Self(BufReader::new(gateway.connect().await))
+        let (from, to) = gateway.connect().await.into_split();
+        let from = Answers(BufReader::new(from));
+        Self { from, to }
     }
 
     /// Writes what is taken; whoever refuses need not take all of it.
     pub async fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        self.0.get_mut().write_all(bytes.as_ref()).await.is_ok()
+        self.to.write_all(bytes.as_ref()).await.is_ok()
     }
 
-    pub fn stream(&mut self) -> &mut TcpStream {
-        self.0.get_mut()
+    pub fn split(self) -> (Answers, OwnedWriteHalf) {
+        (self.from, self.to)
     }
 
+    pub async fn reply(&mut self) -> Option<Reply> {
+        self.from.reply().await
+    }
+
+    pub async fn reply_to_head(&mut self) -> Option<Reply> {
+        self.from.reply_to_head().await
+    }
+
+    pub async fn replies(&mut self) -> Vec<Reply> {
+        self.from.replies().await
+    }
+}
+
+impl Answers {
     /// The next answer, interim ones too; `None` once the connection has ended in order.
     pub async fn reply(&mut self) -> Option<Reply> {
         within("an answer, or the end", self.read(true)).await
