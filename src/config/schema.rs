@@ -70,6 +70,7 @@ pub(super) static GROUPS: Level = Level {
         "health",
         "requests",
         "openai",
+        "worker",
         "other",
     ],
 };
