@@ -3,6 +3,7 @@
 pub mod presence;
 pub mod framing;
 pub mod head;
+pub mod request_id;
 pub mod classify;
 pub mod authorize;
 pub mod patience;
@@ -16,7 +17,9 @@ pub mod wire;
 pub mod body;
 pub mod upstream;
 pub mod feedback;
+pub mod limit_fields;
 pub mod answer;
+pub mod record;
 pub mod stack;
 
 use std::sync::Arc;
@@ -26,8 +29,9 @@ use http::uri::PathAndQuery;
 use http::{Request, Response, Uri, request};
 use hyper::body::Incoming;
 
+use crate::access_log::AccessLog;
 use crate::admission::lane::Ask;
-use crate::admission::{Account, Admission};
+use crate::admission::{Account, Admission, Before};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
 use crate::config::secret::Secret;
@@ -39,18 +43,21 @@ use crate::gateway::fields::Hop;
 use crate::gateway::inbound::Inbound;
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
+use crate::gateway::record::{Record, Recorded};
+use crate::gateway::request_id::{RequestIds, X_REQUEST_ID};
 use crate::gateway::tls::TlsError;
 use crate::gateway::upstream::Upstream;
 use crate::limit::ledger::Call;
-use crate::metrics::{EndpointMetrics, Metrics};
+use crate::metrics::Metrics;
 use crate::operation::{Group, Operation};
-use crate::outcome::Outcome;
 
 /// What all workers share.
 pub struct Shared {
     pub config: Config,
     pub admission: Admission,
     pub metrics: Metrics,
+    access_log: AccessLog,
+    request_ids: RequestIds,
     accepted: Accepted,
     budget: Budget,
     host: HeaderValue,
@@ -64,11 +71,19 @@ pub struct Shared {
 pub struct NoField(&'static str);
 
 impl Shared {
-    /// `key`: put into every request in the place of what the client sent.
+    /// `key`: put into every request in the place of what the client sent. `before`: what an earlier
+    /// process has left. Endpoints that the
+    /// configuration names have their lanes and series from the start.
     ///
     /// # Errors
     /// [`NoField`]: as it says.
-    pub fn new(config: Config, key: Option<&Secret>, metrics: Metrics) -> Result<Self, NoField> {
+    pub fn new(
+        config: Config,
+        key: Option<&Secret>,
+        metrics: Metrics,
+        access_log: AccessLog,
+        before: &Before,
+    ) -> Result<Self, NoField> {
         let host = HeaderValue::try_from(config.upstream.target.authority())
             .map_err(|_| NoField("the upstream's host"))?;
         let field = |key: &Secret| {
@@ -77,10 +92,28 @@ impl Shared {
             field.set_sensitive(true);
             Ok(field)
         };
+        let admission = Admission::after(before, config.limits.lanes as usize, metrics.clone());
+        for lane in &before.lanes {
+            // Endpoints past the cap have the limits that no rule matches.
+            let endpoint = lane.endpoint.as_deref().unwrap_or_default();
+            if let GroupVerdict::Policy(policy) = config.group(endpoint, lane.group) {
+                admission.recall(lane, policy);
+            }
+        }
+        for endpoint in config.named_endpoints() {
+            metrics.expect(&metrics.endpoint(endpoint));
+            for group in Group::ALL {
+                if let GroupVerdict::Policy(policy) = config.group(endpoint, group) {
+                    admission.lane(Account::default(), endpoint, group, policy);
+                }
+            }
+        }
         Ok(Self {
-            admission: Admission::new(config.limits.lanes as usize, metrics.clone()),
+            admission,
+            access_log,
+            request_ids: RequestIds::default(),
             accepted: Accepted::default(),
-            budget: Budget::default(),
+            budget: Budget::new(metrics.buffered().clone()),
             host,
             hop: Hop::fresh(),
             authorization: key.map(field).transpose()?,
@@ -97,29 +130,6 @@ pub struct Gateway {
     upstream: Upstream,
 }
 
-/// What is known of a request for the record of how it ended.
-struct Record {
-    operation: Operation,
-    endpoint: Arc<EndpointMetrics>,
-    ended: bool,
-}
-
-impl Record {
-    fn end(mut self, outcome: Outcome) {
-        self.endpoint.ended(self.operation, outcome);
-        self.ended = true;
-    }
-}
-
-impl Drop for Record {
-    /// Dropped on the way: the client is gone.
-    fn drop(&mut self) {
-        if !self.ended {
-            self.endpoint.ended(self.operation, Outcome::ClientGone);
-        }
-    }
-}
-
 impl Gateway {
     /// # Errors
     /// [`TlsError`]: the upstream's certificates could not be checked.
@@ -129,13 +139,9 @@ impl Gateway {
     }
 
     /// Answers one request, whatever happens.
-    pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Answer> {
+    pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
         let (head, body) = request.into_parts();
-        let mut record = Record {
-            operation: Operation::Other,
-            endpoint: self.shared.metrics.other(),
-            ended: false,
-        };
+        let mut record = Record::begin(&self.shared, &head, caller.address);
         let mut body = Inbound::new(body, head::waits_to_be_asked(&head));
         let asked = body.asked();
         let sound = caller.framing().next();
@@ -150,15 +156,8 @@ impl Gateway {
                 () = caller.gone() => Err(Rejection::ClientGone),
             },
         };
-        let (outcome, mut response, ends) = match answered {
-            Ok(response) => (Outcome::Forwarded, response, false),
-            Err(rejection) => (
-                rejection.outcome(),
-                rejection.answer(),
-                rejection.ends_the_connection(),
-            ),
-        };
-        record.end(outcome);
+        let ends = answered.as_ref().is_err_and(Rejection::ends_the_connection);
+        let mut response = record.finish(answered);
         if ends || asked.waits() {
             caller.leave_unread();
             let close = HeaderValue::from_static("close");
@@ -185,7 +184,7 @@ impl Gateway {
         let GroupVerdict::Policy(policy) = shared.config.group(endpoint, group) else {
             return Err(Rejection::OtherRejected);
         };
-        record.operation = operation;
+        record.classified(operation);
         // With a key of our own in its place the upstream accepts whatever a client makes up.
         let credential = match shared.authorization {
             None => shared.accepted.credential(&head.headers),
@@ -200,41 +199,48 @@ impl Gateway {
             buffers: shared.config.buffers,
             timeouts: shared.config.timeouts,
         };
-        let ask = Ask {
-            flow,
-            call: call(operation),
-            patience: patience::of(&head.headers, operation, policy.max_wait),
-        };
         let lane = || {
             let account = Account::default();
             shared.admission.lane(account, endpoint, group, policy)
         };
+        let ask = |held| Ask {
+            flow,
+            call: call(operation),
+            patience: patience::of(&head.headers, operation, policy.max_wait),
+            held,
+        };
         if body.asked().waits() {
             // Told before it sends: refused here, it need not.
             let lane = lane();
-            record.endpoint = lane.metrics().clone();
+            record.received(&lane, 0);
             payload::fits(&body, &terms)?;
-            lane.foresee(ask)?;
+            lane.foresee(ask(0))?;
         }
         let payload = payload::receive(body, &terms, &shared.budget).await;
         // Not held meanwhile: a slow upload would keep it from being forgotten.
         let lane = lane();
-        record.endpoint = lane.metrics().clone();
+        let held = payload.as_ref().map_or(0, Payload::held);
+        record.received(&lane, held);
         let mut payload = payload?;
 
-        let permit = lane.admit(ask).await?;
+        let waits = record.waits();
+        let permit = lane.admit(ask(held)).await?;
+        drop(waits);
         if caller.is_gone() {
             return Err(Rejection::ClientGone);
         }
         let patience = policy.response_timeout(operation);
-        let request = || self.request(&head, target, payload.outgoing()?);
+        let request_id = record.request_id().clone();
+        let request = || self.request(&head, target, &request_id, payload.outgoing()?);
+        let goes = record.goes();
         let sent = self.upstream.send(permit, request, patience).await;
+        drop(goes);
         let (response, exchange) = match sent {
             Ok(answered) => answered,
             Err(error) => return Err(blame(&payload, error)),
         };
         let status = response.status().as_u16();
-        record.endpoint.answered(operation, status);
+        record.upstream_answered(status);
         shared.accepted.answered(credential, status);
         let idle = shared.config.upstream.idle_timeout;
         let held = shared.config.buffers.per_request;
@@ -246,6 +252,7 @@ impl Gateway {
         &self,
         head: &request::Parts,
         target: &PathAndQuery,
+        request_id: &HeaderValue,
         body: Outgoing,
     ) -> Option<Request<Outgoing>> {
         let shared = &*self.shared;
@@ -253,18 +260,13 @@ impl Gateway {
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = self.target(target)?;
         *request.headers_mut() = head.headers.clone();
-        fields::towards_upstream(
-            request.headers_mut(),
-            head.version,
-            &shared.host,
-            &shared.hop,
-        );
+        let headers = request.headers_mut();
+        fields::towards_upstream(headers, head.version, &shared.host, &shared.hop);
+        headers.insert(X_REQUEST_ID, request_id.clone());
         if let Some(authorization) = &shared.authorization {
-            request
-                .headers_mut()
-                .insert(AUTHORIZATION, authorization.clone());
+            headers.insert(AUTHORIZATION, authorization.clone());
         }
-        debug_assert!(request.headers().contains_key(HOST));
+        debug_assert!(headers.contains_key(HOST));
         Some(request)
     }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 
 use crate::config::process::{Buffers, Timeouts};
 use crate::gateway::body::Outgoing;
@@ -32,15 +33,30 @@ pub struct Terms {
     pub timeouts: Timeouts,
 }
 
-/// Bytes held in the whole process.
-#[derive(Clone, Debug, Default)]
-pub struct Budget(Arc<AtomicU64>);
+/// Bytes held in the whole process, and the gauge that shows them.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    held: Arc<AtomicU64>,
+    shown: IntGauge,
+}
 
 impl Budget {
+    /// Nothing is held yet.
+    pub fn new(shown: IntGauge) -> Self {
+        Self {
+            held: Arc::default(),
+            shown,
+        }
+    }
+
     /// Bytes held now.
     pub fn held(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.held.load(Ordering::Relaxed)
     }
+}
+
+fn gauged(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// A share of the budget, given back when dropped.
@@ -61,18 +77,22 @@ impl Held {
     /// Takes `bytes` more, if not more than `total` are held then.
     fn grow(&mut self, bytes: u64, total: u64) -> bool {
         let room = |held: u64| held.checked_add(bytes).filter(|&held| held <= total);
-        let Budget(all) = &self.budget;
-        let fits = all
+        let Budget { held, shown } = &self.budget;
+        let fits = held
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
             .is_ok();
-        self.bytes += if fits { bytes } else { 0 };
+        if fits {
+            self.bytes += bytes;
+            shown.add(gauged(bytes));
+        }
         fits
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.shown.sub(gauged(self.bytes));
     }
 }
 
@@ -97,6 +117,17 @@ impl Payload {
         match self {
             Payload::Held { bytes, .. } => Some(Outgoing::held(bytes.clone())),
             Payload::Streamed { upload, .. } => upload.take().map(Outgoing::streamed),
+        }
+    }
+
+    /// Bytes of it that are held here.
+    pub fn held(&self) -> u64 {
+        match self {
+            Payload::Held { bytes, .. } => bytes.len() as u64,
+            Payload::Streamed { upload, .. } => upload
+                .as_ref()
+                .and_then(|upload| upload.first.as_ref())
+                .map_or(0, |first| first.len() as u64),
         }
     }
 

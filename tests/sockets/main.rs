@@ -9,6 +9,7 @@ mod through;
 mod routes;
 mod threats;
 mod uploads;
+mod records;
 mod saturation;
 mod disconnects;
 mod permits;
