@@ -9,7 +9,9 @@ use std::time::Duration;
 use super::Config;
 use super::faults::{Fault, Place};
 use super::groups;
-use super::process::{Buffers, Limits, Log, LogFormat, LogLevel, Target, Timeouts, Upstream};
+use super::process::{
+    Answers, Buffers, Limits, Log, LogFormat, LogLevel, Target, Timeouts, Upstream,
+};
 use super::raw::Value;
 use super::read::At;
 use super::schema;
@@ -21,6 +23,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const PATIENCE: RangeInclusive<Duration> = MILLISECOND..=HOUR;
 /// More than ten seconds of margin would cost more of the window than it protects.
 const MARGIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10);
+/// Names do not stay for more than a day.
+const AGE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(86_400);
+/// Nothing: what is under way is cut off at once.
+const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 pub(super) const WORKERS: RangeInclusive<u64> = 1..=1024;
 const PER_REQUEST: RangeInclusive<u64> = 0..=1 << 30;
 const TOTAL: RangeInclusive<u64> = 0..=1 << 40;
@@ -91,6 +97,9 @@ pub(super) fn write_over(
     }
     if let Some(at) = entries.get("limits") {
         limits(&mut config.limits, at, faults);
+    }
+    if let Some(at) = entries.get("answers") {
+        answers(&mut config.answers, at, faults);
     }
     if let Some(at) = entries.get("log") {
         log(&mut config.log, at, faults);
@@ -168,6 +177,11 @@ fn upstream(
     entries.set("margin", &mut upstream.margin, |at| {
         at.duration(MARGIN, faults)
     });
+    entries.set(
+        "max_connection_age",
+        &mut upstream.max_connection_age,
+        |at| at.duration(AGE, faults),
+    );
     if let Some(at) = entries.get("trust_ca") {
         for item in at.items(faults) {
             if let Some(path) = path(&item, folder, faults) {
@@ -256,6 +270,9 @@ fn timeouts(timeouts: &mut Timeouts, at: &At<'_>, places: &mut Places, faults: &
     ] {
         entries.set(key, target, |at| at.duration(PATIENCE, faults));
     }
+    entries.set("drain", &mut timeouts.drain, |at| {
+        at.duration(DRAIN, faults)
+    });
 }
 
 fn buffers(buffers: &mut Buffers, at: &At<'_>, places: &mut Places, faults: &mut Vec<Fault>) {
@@ -277,6 +294,12 @@ fn limits(limits: &mut Limits, at: &At<'_>, faults: &mut Vec<Fault>) {
     entries.set("lanes", &mut limits.lanes, |at| {
         u32::try_from(at.whole(LANES, faults)?).ok()
     });
+}
+
+fn answers(answers: &mut Answers, at: &At<'_>, faults: &mut Vec<Fault>) {
+    let entries = at.entries(&schema::ANSWERS, faults);
+    let headers = &mut answers.rate_limit_headers;
+    entries.set("rate_limit_headers", headers, |at| at.flag(faults));
 }
 
 fn log(log: &mut Log, at: &At<'_>, faults: &mut Vec<Fault>) {

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use faults::Faults;
 use overrides::Overrides;
 use policy::{EndpointRule, GroupTable, GroupVerdict};
-use process::{Buffers, Limits, Log, Timeouts, Upstream};
+use process::{Answers, Buffers, Limits, Log, Timeouts, Upstream};
 use reading::{Reading, read_file};
 
 use crate::operation::Group;
@@ -53,6 +53,7 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub buffers: Buffers,
     pub limits: Limits,
+    pub answers: Answers,
     pub log: Log,
     /// For endpoints no rule matches.
     pub groups: GroupTable,
@@ -80,6 +81,7 @@ impl Config {
             timeouts: Timeouts::default(),
             buffers: Buffers::default(),
             limits: Limits::default(),
+            answers: Answers::default(),
             log: Log::default(),
             groups: GroupTable::blank(),
             endpoints: Vec::new(),

@@ -20,6 +20,7 @@ pub(super) static ROOT: Level = Level {
         "timeouts",
         "buffers",
         "limits",
+        "answers",
         "log",
         "groups",
         "endpoints",
@@ -34,6 +35,7 @@ pub(super) static UPSTREAM: Level = Level {
         "connect_timeout",
         "idle_timeout",
         "margin",
+        "max_connection_age",
         "trust_ca",
     ],
 };
@@ -43,7 +45,14 @@ pub(super) static API_KEY: Level = Level {
 };
 pub(super) static TIMEOUTS: Level = Level {
     name: "timeouts",
-    keys: &["header", "body_idle", "body_total", "write", "keep_alive"],
+    keys: &[
+        "header",
+        "body_idle",
+        "body_total",
+        "write",
+        "keep_alive",
+        "drain",
+    ],
 };
 pub(super) static BUFFERS: Level = Level {
     name: "buffers",
@@ -52,6 +61,10 @@ pub(super) static BUFFERS: Level = Level {
 pub(super) static LIMITS: Level = Level {
     name: "limits",
     keys: &["connections", "lanes"],
+};
+pub(super) static ANSWERS: Level = Level {
+    name: "answers",
+    keys: &["rate_limit_headers"],
 };
 pub(super) static LOG: Level = Level {
     name: "log",
@@ -116,9 +129,9 @@ pub(super) static ENDPOINT: Level = Level {
 };
 
 /// All levels a user's file has, for keys that stand at the wrong one.
-static LEVELS: [&Level; 11] = [
-    &ROOT, &UPSTREAM, &API_KEY, &TIMEOUTS, &BUFFERS, &LIMITS, &LOG, &GROUPS, &GROUP, &RATE,
-    &ENDPOINT,
+static LEVELS: [&Level; 12] = [
+    &ROOT, &UPSTREAM, &API_KEY, &TIMEOUTS, &BUFFERS, &LIMITS, &ANSWERS, &LOG, &GROUPS, &GROUP,
+    &RATE, &ENDPOINT,
 ];
 
 /// What somebody probably meant by `key`, which `level` does not have.
