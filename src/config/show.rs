@@ -21,6 +21,7 @@ impl Config {
         let mut shown = json!({
             "listen": self.listen.to_string(),
             "admin": self.admin.to_string(),
+            "admin_hosts": self.admin_hosts,
             "upstream": {
                 "url": upstream.target.to_string(),
                 "allow_remote_injection": upstream.allow_remote_injection,
