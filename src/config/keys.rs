@@ -408,6 +408,7 @@ pub(super) static GROUPS: Level = Level {
         group(Group::Health),
         group(Group::Requests),
         group(Group::OpenAi),
+        group(Group::Worker),
         group(Group::Other),
     ],
 };
@@ -421,6 +422,10 @@ const fn group(group: Group) -> Key {
         Group::Other => (
             Kind::MapOr("reject", &GROUP),
             "Names Runpod may add; `reject`: nothing of them is forwarded",
+        ),
+        Group::Worker => (
+            Kind::Map(&GROUP),
+            "What the endpoint's own workers ask: never in their way",
         ),
         _ => (Kind::Map(&GROUP), "The operation of this name"),
     };
@@ -531,3 +536,13 @@ pub(super) static LEVELS: [&Level; 12] = [
     &ROOT, &UPSTREAM, &API_KEY, &TIMEOUTS, &BUFFERS, &LIMITS, &ANSWERS, &LOG, &GROUPS, &GROUP,
     &RATE, &ENDPOINT,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_groups_are_those_there_are() {
+        assert_eq!(GROUPS.names(), Group::ALL.map(Group::name));
+    }
+}

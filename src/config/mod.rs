@@ -287,6 +287,7 @@ mod tests {
                 2000,
                 [Docs, Docs, Podgate],
             ),
+            (Group::Worker, 0, 0, 24 * mib, 0, 0, [Podgate; 3]),
             (Group::Other, 100, 20, 20 * mib, 2, 200, [Podgate; 3]),
         ] {
             let policy = policy(&config, "any", group);
@@ -299,14 +300,22 @@ mod tests {
             assert_eq!(policy.max_body, body, "{name}");
             assert_eq!(policy.max_wait, Duration::from_secs(wait), "{name}");
             assert_eq!(policy.queue, queue, "{name}");
-            assert_eq!(policy.mode, Mode::Enforce, "{name}");
+            let mode = match group {
+                Group::Worker => Mode::Disabled,
+                _ => Mode::Enforce,
+            };
+            assert_eq!(policy.mode, mode, "{name}");
             let said = [Knob::Rate, Knob::Concurrency, Knob::MaxBody].map(|k| policy.sources.of(k));
             assert_eq!(said, sources, "{name}");
         }
         for operation in Operation::ALL {
-            let long = operation.held() || operation == Operation::OpenAi;
             let timeout = policy(&config, "any", operation.group()).response_timeout(operation);
-            let expected = Duration::from_secs(if long { 330 } else { 30 });
+            let expected = Duration::from_secs(match operation {
+                Operation::Worker => 100,
+                Operation::OpenAi => 330,
+                held if held.held() => 330,
+                _ => 30,
+            });
             assert_eq!(timeout, expected, "{}", operation.name());
         }
     }

@@ -81,9 +81,13 @@ impl Record {
         self.operation = Some(operation);
     }
 
-    /// The lane that decides, once its body is held: `held` bytes of it.
-    pub fn received(&mut self, lane: &Arc<LaneCell>, held: u64) {
+    /// The lane that says whether it may go.
+    pub fn decided_by(&mut self, lane: &Arc<LaneCell>) {
         self.lane = Some(lane.clone());
+    }
+
+    /// Its body is here, or `held` bytes of it.
+    pub fn received(&mut self, held: u64) {
         self.received = held;
         self.body_read = Some(now());
     }
