@@ -115,7 +115,7 @@ fn run_serve(args: ServeArgs) -> ExitCode {
                 StartError::Bind { .. } | StartError::Metrics(_) | StartError::Thread(_) => {
                     ExitCode::FAILURE
                 }
-                StartError::Key(_) | StartError::Field(_) | StartError::Tls(_) => {
+                StartError::Key(_) | StartError::Field(_) | StartError::Setup(_) => {
                     ExitCode::from(BAD_USAGE)
                 }
             };

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::config::secret::SecretError;
-use crate::gateway::tls::TlsError;
+use crate::gateway::connect::SetupError;
 use crate::gateway::{Gateway, NoField, Shared};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
@@ -31,7 +31,7 @@ pub enum StartError {
     #[error("`upstream`: {0}")]
     Field(#[from] NoField),
     #[error("`upstream`: {0}")]
-    Tls(#[from] TlsError),
+    Setup(#[from] SetupError),
     #[error("the metrics cannot be declared: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("a thread or runtime cannot be made: {0}")]

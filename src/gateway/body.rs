@@ -45,6 +45,11 @@ impl Outgoing {
         }
     }
 
+    /// Whether it can be sent once only.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self.source, Source::Streamed(_))
+    }
+
     /// The connection it is sent on.
     pub fn on(mut self, wire: Arc<Wire>) -> Self {
         self.wire = Some(wire);

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::gateway::body::{Answer, Streamed};
 use crate::gateway::fields;
-use crate::gateway::upstream::{Exchange, UpstreamError};
+use crate::gateway::upstream::{Exchange, TooSlow, UpstreamError};
 
 /// Passes an answer on. The permit comes back with the body's last byte: at once where all of it
 /// can be held, whatever the client's speed.
@@ -56,7 +56,7 @@ async fn collect(mut incoming: Incoming, idle: Duration) -> Result<BytesMut, Ups
     let mut bytes = BytesMut::new();
     while !incoming.is_end_stream() {
         match timeout(idle, incoming.frame()).await {
-            Err(_) => return Err(UpstreamError::TooSlow(idle)),
+            Err(_) => return Err(TooSlow::Body(idle).into()),
             Ok(None) => break,
             Ok(Some(Err(error))) => return Err(UpstreamError::Broke(error.to_string())),
             Ok(Some(Ok(frame))) => {

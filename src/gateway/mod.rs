@@ -7,8 +7,12 @@ pub mod patience;
 pub mod payload;
 pub mod fields;
 pub mod tls;
+pub mod dial;
+pub mod proxy;
 pub mod wire;
+pub mod connect;
 pub mod body;
+pub mod pool;
 pub mod upstream;
 pub mod feedback;
 pub mod answer;
@@ -30,9 +34,9 @@ use crate::gateway::answer::Rejection;
 use crate::gateway::authorize::Accepted;
 use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
+use crate::gateway::connect::SetupError;
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
-use crate::gateway::tls::TlsError;
 use crate::gateway::upstream::Upstream;
 use crate::limit::ledger::Call;
 use crate::metrics::{EndpointMetrics, Metrics};
@@ -113,8 +117,8 @@ impl Drop for Record {
 
 impl Gateway {
     /// # Errors
-    /// [`TlsError`]: the upstream's certificates could not be checked.
-    pub fn new(shared: Arc<Shared>) -> Result<Self, TlsError> {
+    /// [`SetupError`]: the upstream could never be reached as configured.
+    pub fn new(shared: Arc<Shared>) -> Result<Self, SetupError> {
         let upstream = Upstream::new(&shared.config.upstream)?;
         Ok(Self { shared, upstream })
     }
