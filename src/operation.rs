@@ -78,6 +78,11 @@ impl Operation {
             Operation::RunSync | Operation::StatusSync | Operation::Stream
         )
     }
+
+    /// Whether there is any answer of the upstream after which podgate may ask again.
+    pub const fn repeats(self) -> bool {
+        true
+    }
 }
 
 /// Operations that share one limit.

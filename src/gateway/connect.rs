@@ -10,7 +10,7 @@ use rustix::net::{RecvFlags, recv};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -19,9 +19,6 @@ use crate::gateway::dial::Host;
 use crate::gateway::proxy::{Proxy, ProxyError};
 use crate::gateway::tls::{self, TlsError};
 use crate::gateway::wire::Peer;
-
-/// A listener that is being restarted is there again after this, or it is down.
-const RESTART: Duration = Duration::from_millis(100);
 
 /// Why no connection could ever be made.
 #[derive(Debug, thiserror::Error)]
@@ -63,11 +60,8 @@ impl Connector {
     /// There is no connection; the error says what stands in the way.
     pub async fn connect(&self) -> io::Result<Stream> {
         let connected = timeout(self.timeout, async {
-            match self.once().await {
-                Err(error) if is_passing(&error) => {
-                    sleep(RESTART).await;
-                    self.once().await
-                }
+            match self.stream().await {
+                Err(error) if is_passing(&error) => self.stream().await,
                 connected => connected,
             }
         });
@@ -77,7 +71,7 @@ impl Connector {
         })
     }
 
-    async fn once(&self) -> io::Result<Stream> {
+    async fn stream(&self) -> io::Result<Stream> {
         let tcp = match &self.proxy {
             None => self.host.dial().await?,
             Some(proxy) => proxy.dial(&self.target).await?,
@@ -93,7 +87,7 @@ impl Connector {
     }
 }
 
-/// Whether the same may go well a moment later. Not what a certificate or a name is refused for.
+/// Whether the same may go well at once. Not what a certificate or a name is refused for.
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.kind(),

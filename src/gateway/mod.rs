@@ -11,6 +11,7 @@ pub mod dial;
 pub mod proxy;
 pub mod wire;
 pub mod connect;
+pub mod ahead;
 pub mod body;
 pub mod pool;
 pub mod upstream;
@@ -30,15 +31,18 @@ use crate::admission::{Account, Admission};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
 use crate::config::secret::Secret;
+use crate::gateway::ahead::Ahead;
 use crate::gateway::answer::Rejection;
 use crate::gateway::authorize::Accepted;
 use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
 use crate::gateway::connect::SetupError;
+use crate::gateway::feedback::Judged;
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
 use crate::gateway::upstream::Upstream;
 use crate::limit::ledger::Call;
+use crate::limit::quota::Mode;
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::operation::{Group, Operation};
 use crate::outcome::Outcome;
@@ -82,6 +86,20 @@ impl Shared {
             metrics,
             config,
         })
+    }
+
+    /// How far answers are read ahead.
+    fn ahead(&self) -> Ahead {
+        let Config {
+            buffers, timeouts, ..
+        } = &self.config;
+        Ahead {
+            buffer: buffers.per_request,
+            total: buffers.total,
+            budget: self.budget.clone(),
+            idle: self.config.upstream.idle_timeout,
+            least_in: timeouts.write,
+        }
     }
 }
 
@@ -188,23 +206,33 @@ impl Gateway {
             call: call(operation),
             patience: patience::of(&head.headers, operation, policy.max_wait),
         };
-        let permit = lane.admit(ask).await?;
-        if caller.is_gone() {
-            return Err(Rejection::ClientGone);
-        }
+        let mut turn = lane.turn(ask);
         let patience = policy.response_timeout(operation);
-        let request = || self.request(&head, payload.outgoing()?);
-        let sent = self.upstream.send(permit, request, patience).await;
-        let (response, exchange) = match sent {
-            Ok(answered) => answered,
-            Err(error) => return Err(blame(&payload, error)),
-        };
-        let status = response.status().as_u16();
-        record.endpoint.answered(operation, status);
-        shared.accepted.answered(credential, status);
-        let idle = shared.config.upstream.idle_timeout;
-        let held = shared.config.buffers.per_request;
-        Ok(feedback::pass(response, exchange, held, idle).await?)
+        let once = payload.is_streamed();
+        // Where nothing is enforced, nothing is held up: not even for its own good.
+        let repeats = operation.repeats() && !once && policy.mode == Mode::Enforce;
+        let mut refused = None;
+        loop {
+            let permit = match (turn.admit().await, refused) {
+                (Ok(permit), _) => permit,
+                (Err(shed), None) => return Err(shed.into()),
+                // It cannot make it: what the upstream said is what there is to say.
+                (Err(_), Some(answer)) => return Ok(answer),
+            };
+            if caller.is_gone() {
+                return Err(Rejection::ClientGone);
+            }
+            let request = || self.request(&head, payload.outgoing()?);
+            let sent = self.upstream.send(permit, request, once, patience).await;
+            let answered = sent.map_err(|error| blame(&payload, error))?;
+            let status = answered.0.status().as_u16();
+            record.endpoint.answered(operation, status);
+            shared.accepted.answered(credential, status);
+            match feedback::judge(answered, &shared.ahead(), repeats).await? {
+                Judged::Answer(answer) => return Ok(answer),
+                Judged::Again(answer) => refused = Some(answer),
+            }
+        }
     }
 
     /// The request as the upstream gets it: the target byte for byte as it was classified.

@@ -70,6 +70,30 @@ pub struct Held {
     bytes: u64,
 }
 
+impl Held {
+    /// No share yet.
+    pub fn nothing(budget: &Budget) -> Self {
+        Self {
+            budget: budget.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes `bytes` more, if not more than `total` are held then.
+    pub fn grow(&mut self, bytes: u64, total: u64) -> bool {
+        let more = self.budget.hold(bytes, total);
+        more.is_some_and(|mut more| {
+            self.bytes += std::mem::take(&mut more.bytes);
+            true
+        })
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.budget.0.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -98,6 +122,11 @@ impl Payload {
             Payload::Held { bytes, .. } => Some(Outgoing::held(bytes.clone())),
             Payload::Streamed { upload, .. } => upload.take().map(Outgoing::streamed),
         }
+    }
+
+    /// Whether it can be sent once only.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self, Payload::Streamed { .. })
     }
 
     /// What was wrong with a body that was being sent on: the upstream is not to blame for it.

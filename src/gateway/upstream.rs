@@ -87,8 +87,9 @@ impl Upstream {
     }
 
     /// Sends one request and waits for the head of its answer, `patience` from when it was sent
-    /// whole. `request` makes it, anew for each try; there is another only while nothing was
-    /// written, and none once it returns `None`.
+    /// whole. `request` makes it, once there is a connection for it and anew for each try; there is
+    /// another only while nothing was written, and none once it returns `None`. `once`: it can be
+    /// made once only.
     ///
     /// # Errors
     /// [`UpstreamError`]: there is no answer. The permit has gone back.
@@ -96,22 +97,23 @@ impl Upstream {
         &self,
         mut permit: Permit,
         mut request: impl FnMut() -> Option<Request<Outgoing>>,
+        once: bool,
         patience: Duration,
     ) -> Result<(Response<Incoming>, Exchange), UpstreamError> {
         let mut last = UpstreamError::Broke("no try was left".into());
         let mut unsent = None;
         for attempt in 1..=TRIES {
-            let Some(request) = unsent.take().or_else(&mut request) else {
-                return Err(last);
-            };
             // The last try is on a fresh connection: a whole pool may have been closed at once.
             let kept = match attempt < TRIES {
-                true => self.shared.pool.take(request.body().is_streamed()),
+                true => self.shared.pool.take(once),
                 false => None,
             };
             let taken = match kept {
                 Some(taken) => taken,
                 None => self.shared.connect().await?,
+            };
+            let Some(request) = unsent.take().or_else(&mut request) else {
+                return Err(last);
             };
             let mut exchange = Exchange {
                 connection: Some(taken.connection),
