@@ -356,3 +356,7 @@ impl Drop for Passing {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ahead_tests.rs"]
+mod tests;
