@@ -107,14 +107,16 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         }
     };
     log_to_stderr(&config.log);
-    let running = match serve::start(config) {
+    let access_log = config.log.access.then(std::io::stdout);
+    let running = match serve::start_logging(config, access_log) {
         Ok(running) => running,
         Err(error) => {
             eprintln!("podgate: {error}");
             return match error {
-                StartError::Bind { .. } | StartError::Metrics(_) | StartError::Thread(_) => {
-                    ExitCode::FAILURE
-                }
+                StartError::Bind { .. }
+                | StartError::Metrics(_)
+                | StartError::State(_)
+                | StartError::Thread(_) => ExitCode::FAILURE,
                 StartError::Key(_) | StartError::Field(_) | StartError::Setup(_) => {
                     ExitCode::from(BAD_USAGE)
                 }

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
+use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::config::secret::SecretError;
@@ -16,6 +17,7 @@ use crate::gateway::connect::SetupError;
 use crate::gateway::{Gateway, NoField, Shared};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
+use crate::state::{Keeper, State, StateError};
 
 /// Why podgate did not start.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +34,8 @@ pub enum StartError {
     Field(#[from] NoField),
     #[error("`upstream`: {0}")]
     Setup(#[from] SetupError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("the metrics cannot be declared: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("a thread or runtime cannot be made: {0}")]
@@ -46,13 +50,28 @@ pub struct Running {
     pub admin: SocketAddr,
     closing: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
+    access_log: AccessLog,
+    keeper: Option<Keeper>,
 }
 
-/// Binds, starts the workers, and returns once requests are taken.
+/// Binds, starts the workers, and returns once requests are taken. Keeps no access log.
 ///
 /// # Errors
 /// [`StartError`]: nothing was started.
 pub fn start(config: Config) -> Result<Running, StartError> {
+    start_logging(config, None::<io::Sink>)
+}
+
+/// Like [`start`], with the access log written to `sink`.
+///
+/// # Errors
+/// [`StartError`]: nothing was started.
+pub fn start_logging(
+    config: Config,
+    sink: Option<impl io::Write + Send + 'static>,
+) -> Result<Running, StartError> {
+    // Before anything is bound: whoever has the directory may serve on these addresses too.
+    let state = config.state_dir.as_deref().map(State::take).transpose()?;
     let bind = |setting, address| {
         let listener = listener::bind(address);
         listener.map_err(|why| StartError::Bind {
@@ -84,7 +103,25 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let workers = config.workers.unwrap_or_else(cores).get();
     let timeouts = config.timeouts;
-    let shared = Arc::new(Shared::new(config, key.as_ref(), metrics.clone())?);
+    let dropped = metrics.log_dropped().clone();
+    let access_log = match sink {
+        Some(sink) => AccessLog::start(config.log.format, dropped, sink),
+        None => Ok(AccessLog::default()),
+    };
+    let access_log = access_log.map_err(StartError::Thread)?;
+    let before = state
+        .as_ref()
+        .map(|state| state.recall(config.upstream.margin));
+    let shared = Shared::new(
+        config,
+        key.as_ref(),
+        metrics.clone(),
+        access_log.clone(),
+        &before.unwrap_or_default(),
+    );
+    let shared = Arc::new(shared?);
+    let keeper = state.map(|state| state.keep(shared.admission.clone()));
+    let keeper = keeper.transpose()?;
     let (closing, closed) = watch::channel(false);
     // Closed once no worker serves any more.
     let (all, serving) = watch::channel(());
@@ -132,6 +169,8 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         admin: admin_at,
         closing,
         workers: threads,
+        access_log,
+        keeper,
     })
 }
 
@@ -159,5 +198,9 @@ impl Running {
             // A worker that panicked has said so itself.
             let _ = worker.join();
         }
+        if let Some(keeper) = self.keeper {
+            keeper.finish();
+        }
+        self.access_log.close();
     }
 }

@@ -101,6 +101,7 @@ fn ask(flow: u64, patience: Duration) -> Ask {
         flow: FlowId(flow),
         call: Call::Short,
         patience,
+        held: 0,
     }
 }
 

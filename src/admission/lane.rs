@@ -11,15 +11,16 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::admission::clock::Clock;
 use crate::admission::permit::Permit;
-use crate::config::policy::GroupPolicy;
 use crate::limit::fair_queue::{Waiter, WaiterId};
 use crate::limit::flow::FlowId;
 use crate::limit::ladder::Cause;
 use crate::limit::lane::Shed;
 use crate::limit::ledger::{Call, End, Slot};
 use crate::limit::local::{LocalLane, Settled, Snapshot, Verdict};
-use crate::limit::quota::Timestamp;
-use crate::metrics::EndpointMetrics;
+use crate::limit::memory::Memory;
+use crate::limit::quota::{Mode, Rate, Timestamp};
+use crate::metrics::endpoint::EndpointMetrics;
+use crate::metrics::lanes::Queued;
 use crate::operation::Group;
 
 /// What one request asks of a lane.
@@ -29,6 +30,8 @@ pub struct Ask {
     pub call: Call,
     /// The longest it waits.
     pub patience: Duration,
+    /// Bytes of its body that are held while it waits.
+    pub held: u64,
 }
 
 /// What a lane tells those who only look.
@@ -37,6 +40,17 @@ pub struct LaneView {
     pub snapshot: Snapshot,
     /// Waiters by flow.
     pub flows: Vec<(FlowId, u32)>,
+    pub queued: Queued,
+}
+
+/// What is left of a rate, for who asks how much more it may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub rate: Rate,
+    /// Requests that could go now, one after the other.
+    pub remaining: u32,
+    /// How long that stands: the window, or where nothing remains until one more can go.
+    pub reset: Duration,
 }
 
 /// One lane, shared by every thread.
@@ -58,6 +72,7 @@ struct State {
 
 struct Waiting {
     asked: Timestamp,
+    held: u64,
     told: oneshot::Sender<Fate>,
 }
 
@@ -180,7 +195,12 @@ impl LaneCell {
                 }
                 first.arrival = waiter.arrival();
                 let (told, news) = oneshot::channel();
-                state.waiting.insert(waiter, Waiting { asked: now, told });
+                let waiting = Waiting {
+                    asked: now,
+                    held: ask.held,
+                    told,
+                };
+                state.waiting.insert(waiter, waiting);
                 Asked::Waits(Wait {
                     lane: self.clone(),
                     waiter,
@@ -223,7 +243,7 @@ impl LaneCell {
                 Settled::Admitted(waiter, slot) => (waiter, Ok(slot)),
                 Settled::Shed(waiter, shed) => (waiter, Err(shed)),
             };
-            if let Some(Waiting { asked, told }) = waiting.remove(&waiter) {
+            if let Some(Waiting { asked, told, .. }) = waiting.remove(&waiter) {
                 let permit = |slot| Permit::new(self.clone(), slot, now.since(asked));
                 news.0.push((told, slot.map(permit)));
             }
@@ -297,10 +317,47 @@ impl LaneCell {
         let mut state = self.state.lock();
         let now = self.clock.now();
         let snapshot = state.lane.snapshot(now);
+        let waiting = state.waiting.values();
+        let queued = waiting.fold(Queued::default(), |sum, waiting| Queued {
+            bytes: sum.bytes + waiting.held,
+            oldest: sum.oldest.max(now.since(waiting.asked)),
+        });
         LaneView {
             snapshot,
             flows: state.lane.flows().collect(),
+            queued,
         }
+    }
+
+    /// What is left of its rate. `None`: it has none, or does not enforce it.
+    pub fn budget(&self) -> Option<Budget> {
+        let Snapshot {
+            quota,
+            effective,
+            mode,
+            window_used,
+            next_free,
+            paused,
+            ..
+        } = {
+            let mut state = self.state.lock();
+            let now = self.clock.now();
+            state.lane.snapshot(now)
+        };
+        let rate = quota.rate.filter(|_| mode == Mode::Enforce)?;
+        let remaining = match paused.is_zero() {
+            true => effective.requests.saturating_sub(window_used),
+            false => 0,
+        };
+        let reset = match remaining {
+            0 => next_free.max(paused),
+            _ => rate.period(),
+        };
+        Some(Budget {
+            rate,
+            remaining,
+            reset,
+        })
     }
 
     /// The group whose limit this is.
@@ -313,13 +370,11 @@ impl LaneCell {
         &self.metrics
     }
 
-    pub(super) fn core(policy: &GroupPolicy, spent: bool, seed: u64, now: Timestamp) -> LocalLane {
-        let make = if spent {
-            LocalLane::spent
-        } else {
-            LocalLane::new
-        };
-        make(policy.quota, policy.queue, policy.mode, seed, now)
+    /// What the next process has to know of it.
+    pub(super) fn remember(&self) -> Memory {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.lane.remember(now)
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Threads; `None`: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
+    /// Where what outlives the process is kept; `None`: a restart forgets.
+    pub state_dir: Option<PathBuf>,
     pub upstream: Upstream,
     /// Towards clients.
     pub timeouts: Timeouts,
@@ -76,6 +78,7 @@ impl Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
             workers: None,
+            state_dir: None,
             upstream: Upstream::default(),
             timeouts: Timeouts::default(),
             buffers: Buffers::default(),
@@ -122,6 +125,12 @@ impl Config {
             .iter()
             .find(|rule| rule.pattern.matches(endpoint));
         rule.map_or(&self.groups, |rule| &rule.groups).get(group)
+    }
+
+    /// Endpoints that are named as such, not by a shape of names.
+    pub fn named_endpoints(&self) -> impl Iterator<Item = &str> {
+        let patterns = self.endpoints.iter().map(|rule| rule.pattern.as_str());
+        patterns.filter(|pattern| !pattern.contains('*'))
     }
 
     /// The margin is set once and holds for every quota.

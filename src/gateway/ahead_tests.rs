@@ -38,7 +38,7 @@ const LEAST_IN: Duration = Duration::from_secs(30);
 impl Bench {
     fn with(total: u64) -> Self {
         let (sends, receives) = mpsc::unbounded_channel();
-        let budget = Budget::default();
+        let budget = Budget::new(prometheus::IntGauge::new("held", "Bytes").unwrap());
         let ahead = Ahead {
             buffer: BUFFER,
             total,

@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::admission::lane::LaneCell;
 use crate::gateway::body::Answer;
 use crate::gateway::classify::Unclassified;
 use crate::gateway::payload::PayloadError;
@@ -63,16 +64,21 @@ impl Rejection {
             Outcome::BadRequest => StatusCode::BAD_REQUEST,
             Outcome::NoRoute => StatusCode::NOT_FOUND,
             Outcome::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Outcome::Unauthorized => StatusCode::UNAUTHORIZED,
             Outcome::Forbidden => StatusCode::FORBIDDEN,
             Outcome::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Outcome::ClientTimeout | Outcome::ClientGone => StatusCode::REQUEST_TIMEOUT,
-            Outcome::QueueFull | Outcome::OutOfReach | Outcome::WaitExpired | Outcome::Paused => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Outcome::QueueFull
+            | Outcome::OutOfReach
+            | Outcome::WaitExpired
+            | Outcome::Paused
+            | Outcome::Quota => StatusCode::TOO_MANY_REQUESTS,
             Outcome::UpstreamUnreachable | Outcome::UpstreamBroke => StatusCode::BAD_GATEWAY,
             Outcome::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Outcome::Draining => StatusCode::SERVICE_UNAVAILABLE,
-            Outcome::Forwarded | Outcome::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Outcome::Draining | Outcome::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Outcome::Forwarded | Outcome::Merged | Outcome::Cached | Outcome::Internal => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 
@@ -84,10 +90,31 @@ impl Rejection {
         }
     }
 
-    /// The answer, as the SDKs can read it: a problem object whose `status` is a number.
-    pub fn answer(&self) -> Response<Answer> {
+    /// What RFC 9209 calls it.
+    fn error(&self) -> &'static str {
+        match self.outcome() {
+            Outcome::UpstreamUnreachable => "destination_unavailable",
+            Outcome::UpstreamBroke => "http_protocol_error",
+            Outcome::UpstreamTimeout => "http_response_timeout",
+            Outcome::Draining | Outcome::Overloaded => "connection_limit_reached",
+            Outcome::Internal => "proxy_internal_error",
+            Outcome::BadRequest | Outcome::ClientTimeout | Outcome::ClientGone => {
+                "http_request_error"
+            }
+            _ => "http_request_denied",
+        }
+    }
+
+    /// The answer, as the SDKs can read it: a problem object (RFC 9457) whose `status` is a number.
+    /// `lane` is the one that decided, if it came so far.
+    pub fn answer(
+        &self,
+        request_id: Option<&HeaderValue>,
+        lane: Option<Lane<'_>>,
+    ) -> Response<Answer> {
         let status = self.status();
-        let problem = json!({
+        let outcome = self.outcome().name();
+        let mut problem = json!({
             "type": match status {
                 StatusCode::TOO_MANY_REQUESTS => QUOTA_EXCEEDED,
                 StatusCode::SERVICE_UNAVAILABLE => REDUCED_CAPACITY,
@@ -96,8 +123,23 @@ impl Rejection {
             "title": status.canonical_reason().unwrap_or("Error"),
             "status": status.as_u16(),
             "detail": self.to_string(),
-            "outcome": self.outcome().name(),
+            "outcome": outcome,
         });
+        let wait = match self.retry_after() {
+            None if status == StatusCode::SERVICE_UNAVAILABLE => Some(Duration::from_secs(1)),
+            wait => wait,
+        };
+        let wait = wait.map(spread);
+        if let Some(wait) = wait {
+            problem["retry_after"] = wait.into();
+        }
+        if let Some(request_id) = request_id.and_then(|id| id.to_str().ok()) {
+            problem["request_id"] = request_id.into();
+        }
+        if let (Rejection::Shed(_), Some(lane)) = (self, lane) {
+            problem["violated-policies"] = json!([lane.lane.group().name()]);
+            problem["lane"] = lane.figures();
+        }
         let mut response = Response::new(Answer::Held(Some(Bytes::from(problem.to_string()))));
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -105,8 +147,8 @@ impl Rejection {
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if let Some(wait) = self.retry_after() {
-            headers.insert(RETRY_AFTER, HeaderValue::from(spread(wait)));
+        if let Some(wait) = wait {
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait));
         }
         if let Rejection::ClientGone = self {
             // Nor does anybody want what else it has sent.
@@ -115,12 +157,36 @@ impl Rejection {
         if let Rejection::Unclassified(Unclassified::Method { allow }) = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
-        if let Ok(said) =
-            HeaderValue::try_from(format!("podgate; details={}", self.outcome().name()))
-        {
+        let said = format!("podgate; error={}; details=\"{outcome}\"", self.error());
+        if let Ok(said) = HeaderValue::try_from(said) {
             headers.insert(HeaderName::from_static("proxy-status"), said);
         }
         response
+    }
+}
+
+/// The lane that refused, and whose it is.
+#[derive(Clone, Copy)]
+pub struct Lane<'a> {
+    pub lane: &'a LaneCell,
+    pub endpoint: &'a str,
+}
+
+impl Lane<'_> {
+    fn figures(&self) -> Value {
+        let snapshot = self.lane.view().snapshot;
+        let rate = snapshot.quota.rate;
+        let concurrency = snapshot.quota.concurrency;
+        json!({
+            "endpoint": self.endpoint,
+            "group": self.lane.group().name(),
+            "requests": rate.map(|rate| rate.requests()),
+            "window_seconds": rate.map(|rate| rate.period().as_secs_f64()),
+            "used": snapshot.window_used,
+            "concurrency": concurrency,
+            "in_use": snapshot.permits_in_use,
+            "waiting": snapshot.waiting,
+        })
     }
 }
 
@@ -154,7 +220,7 @@ mod tests {
     #[test]
     fn no_retry_after_on_a_413() {
         let rejection = Rejection::Payload(PayloadError::TooLarge { limit: 5 });
-        let response = rejection.answer();
+        let response = rejection.answer(None, None);
         assert_eq!(response.status(), 413);
         assert!(!response.headers().contains_key(RETRY_AFTER));
     }

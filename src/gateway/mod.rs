@@ -1,6 +1,7 @@
 //! A request's way, one file a stage. [`Gateway::forward`] is the page.
 
 pub mod presence;
+pub mod request_id;
 pub mod classify;
 pub mod authorize;
 pub mod patience;
@@ -16,7 +17,9 @@ pub mod body;
 pub mod pool;
 pub mod upstream;
 pub mod feedback;
+pub mod limit_fields;
 pub mod answer;
+pub mod record;
 pub mod stack;
 
 use std::sync::Arc;
@@ -26,8 +29,9 @@ use http::uri::PathAndQuery;
 use http::{Request, Response, Uri, request};
 use hyper::body::Incoming;
 
+use crate::access_log::AccessLog;
 use crate::admission::lane::Ask;
-use crate::admission::{Account, Admission};
+use crate::admission::{Account, Admission, Before};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
 use crate::config::secret::Secret;
@@ -40,18 +44,21 @@ use crate::gateway::connect::SetupError;
 use crate::gateway::feedback::Judged;
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
+use crate::gateway::record::{Record, Recorded};
+use crate::gateway::request_id::{RequestIds, X_REQUEST_ID};
 use crate::gateway::upstream::Upstream;
 use crate::limit::ledger::Call;
 use crate::limit::quota::Mode;
-use crate::metrics::{EndpointMetrics, Metrics};
+use crate::metrics::Metrics;
 use crate::operation::{Group, Operation};
-use crate::outcome::Outcome;
 
 /// What all workers share.
 pub struct Shared {
     pub config: Config,
     pub admission: Admission,
     pub metrics: Metrics,
+    access_log: AccessLog,
+    request_ids: RequestIds,
     accepted: Accepted,
     budget: Budget,
     host: HeaderValue,
@@ -64,11 +71,19 @@ pub struct Shared {
 pub struct NoField(&'static str);
 
 impl Shared {
-    /// `key`: put into every request in the place of what the client sent.
+    /// `key`: put into every request in the place of what the client sent. `before`: what an earlier
+    /// process has left. Endpoints that the
+    /// configuration names have their lanes and series from the start.
     ///
     /// # Errors
     /// [`NoField`]: as it says.
-    pub fn new(config: Config, key: Option<&Secret>, metrics: Metrics) -> Result<Self, NoField> {
+    pub fn new(
+        config: Config,
+        key: Option<&Secret>,
+        metrics: Metrics,
+        access_log: AccessLog,
+        before: &Before,
+    ) -> Result<Self, NoField> {
         let host = HeaderValue::try_from(config.upstream.target.authority())
             .map_err(|_| NoField("the upstream's host"))?;
         let field = |key: &Secret| {
@@ -77,10 +92,28 @@ impl Shared {
             field.set_sensitive(true);
             Ok(field)
         };
+        let admission = Admission::after(before, config.limits.lanes as usize, metrics.clone());
+        for lane in &before.lanes {
+            // Endpoints past the cap have the limits that no rule matches.
+            let endpoint = lane.endpoint.as_deref().unwrap_or_default();
+            if let GroupVerdict::Policy(policy) = config.group(endpoint, lane.group) {
+                admission.recall(lane, policy);
+            }
+        }
+        for endpoint in config.named_endpoints() {
+            metrics.expect(&metrics.endpoint(endpoint));
+            for group in Group::ALL {
+                if let GroupVerdict::Policy(policy) = config.group(endpoint, group) {
+                    admission.lane(Account::default(), endpoint, group, policy);
+                }
+            }
+        }
         Ok(Self {
-            admission: Admission::new(config.limits.lanes as usize, metrics.clone()),
+            admission,
+            access_log,
+            request_ids: RequestIds::default(),
             accepted: Accepted::default(),
-            budget: Budget::default(),
+            budget: Budget::new(metrics.buffered().clone()),
             host,
             authorization: key.map(field).transpose()?,
             metrics,
@@ -110,29 +143,6 @@ pub struct Gateway {
     upstream: Upstream,
 }
 
-/// What is known of a request for the record of how it ended.
-struct Record {
-    operation: Operation,
-    endpoint: Arc<EndpointMetrics>,
-    ended: bool,
-}
-
-impl Record {
-    fn end(mut self, outcome: Outcome) {
-        self.endpoint.ended(self.operation, outcome);
-        self.ended = true;
-    }
-}
-
-impl Drop for Record {
-    /// Dropped on the way: the client is gone.
-    fn drop(&mut self) {
-        if !self.ended {
-            self.endpoint.ended(self.operation, Outcome::ClientGone);
-        }
-    }
-}
-
 impl Gateway {
     /// # Errors
     /// [`SetupError`]: the upstream could never be reached as configured.
@@ -142,28 +152,15 @@ impl Gateway {
     }
 
     /// Answers one request, whatever happens.
-    pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Answer> {
+    pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
         let (head, body) = request.into_parts();
-        let mut record = Record {
-            operation: Operation::Other,
-            endpoint: self.shared.metrics.other(),
-            ended: false,
-        };
+        let mut record = Record::begin(&self.shared, &head, caller.address);
         let answered = tokio::select! {
             biased;
             answered = self.answer(head, body, caller, &mut record) => answered,
             () = caller.gone() => Err(Rejection::ClientGone),
         };
-        match answered {
-            Ok(response) => {
-                record.end(Outcome::Forwarded);
-                response
-            }
-            Err(rejection) => {
-                record.end(rejection.outcome());
-                rejection.answer()
-            }
-        }
+        record.finish(answered)
     }
 
     /// The page: a request's way, top to bottom.
@@ -183,7 +180,7 @@ impl Gateway {
         let GroupVerdict::Policy(policy) = shared.config.group(endpoint, group) else {
             return Err(Rejection::OtherRejected);
         };
-        record.operation = operation;
+        record.classified(operation);
         let credential = shared.accepted.credential(&head.headers);
         let flow = shared
             .admission
@@ -198,22 +195,28 @@ impl Gateway {
         let lane = shared
             .admission
             .lane(Account::default(), endpoint, group, policy);
-        record.endpoint = lane.metrics().clone();
+        let held = payload.as_ref().map_or(0, Payload::held);
+        record.received(&lane, held);
         let mut payload = payload?;
 
         let ask = Ask {
             flow,
             call: call(operation),
             patience: patience::of(&head.headers, operation, policy.max_wait),
+            held,
         };
         let mut turn = lane.turn(ask);
         let patience = policy.response_timeout(operation);
         let once = payload.is_streamed();
         // Where nothing is enforced, nothing is held up: not even for its own good.
         let repeats = operation.repeats() && !once && policy.mode == Mode::Enforce;
+        let request_id = record.request_id().clone();
         let mut refused = None;
         loop {
-            let permit = match (turn.admit().await, refused) {
+            let waits = record.waits();
+            let admitted = turn.admit().await;
+            drop(waits);
+            let permit = match (admitted, refused) {
                 (Ok(permit), _) => permit,
                 (Err(shed), None) => return Err(shed.into()),
                 // It cannot make it: what the upstream said is what there is to say.
@@ -222,11 +225,13 @@ impl Gateway {
             if caller.is_gone() {
                 return Err(Rejection::ClientGone);
             }
-            let request = || self.request(&head, payload.outgoing()?);
+            let request = || self.request(&head, &request_id, payload.outgoing()?);
+            let goes = record.goes();
             let sent = self.upstream.send(permit, request, once, patience).await;
+            drop(goes);
             let answered = sent.map_err(|error| blame(&payload, error))?;
             let status = answered.0.status().as_u16();
-            record.endpoint.answered(operation, status);
+            record.upstream_answered(status);
             shared.accepted.answered(credential, status);
             match feedback::judge(answered, &shared.ahead(), repeats).await? {
                 Judged::Answer(answer) => return Ok(answer),
@@ -236,19 +241,24 @@ impl Gateway {
     }
 
     /// The request as the upstream gets it: the target byte for byte as it was classified.
-    fn request(&self, head: &request::Parts, body: Outgoing) -> Option<Request<Outgoing>> {
+    fn request(
+        &self,
+        head: &request::Parts,
+        request_id: &HeaderValue,
+        body: Outgoing,
+    ) -> Option<Request<Outgoing>> {
         let shared = &*self.shared;
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = self.target(&head.uri)?;
         *request.headers_mut() = head.headers.clone();
         fields::towards_upstream(request.headers_mut(), &shared.host);
+        let headers = request.headers_mut();
+        headers.insert(X_REQUEST_ID, request_id.clone());
         if let Some(authorization) = &shared.authorization {
-            request
-                .headers_mut()
-                .insert(AUTHORIZATION, authorization.clone());
+            headers.insert(AUTHORIZATION, authorization.clone());
         }
-        debug_assert!(request.headers().contains_key(HOST));
+        debug_assert!(headers.contains_key(HOST));
         Some(request)
     }
 

@@ -12,6 +12,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::process::{Buffers, Timeouts};
@@ -41,16 +42,28 @@ pub struct Terms {
     pub timeouts: Timeouts,
 }
 
-/// Bytes held in the whole process.
-#[derive(Clone, Debug, Default)]
-pub struct Budget(Arc<AtomicU64>);
+/// Bytes held in the whole process, and the gauge that shows them.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    held: Arc<AtomicU64>,
+    shown: IntGauge,
+}
 
 impl Budget {
+    /// Nothing is held yet.
+    pub fn new(shown: IntGauge) -> Self {
+        Self {
+            held: Arc::default(),
+            shown,
+        }
+    }
+
     fn hold(&self, bytes: u64, total: u64) -> Option<Held> {
         let room = |held: u64| held.checked_add(bytes).filter(|&held| held <= total);
-        self.0
+        self.held
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
             .ok()?;
+        self.shown.add(gauged(bytes));
         Some(Held {
             budget: self.clone(),
             bytes,
@@ -59,8 +72,12 @@ impl Budget {
 
     /// Bytes held now.
     pub fn held(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.held.load(Ordering::Relaxed)
     }
+}
+
+fn gauged(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// A share of the budget, given back when dropped.
@@ -96,7 +113,8 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.shown.sub(gauged(self.bytes));
     }
 }
 
@@ -127,6 +145,17 @@ impl Payload {
     /// Whether it can be sent once only.
     pub fn is_streamed(&self) -> bool {
         matches!(self, Payload::Streamed { .. })
+    }
+
+    /// Bytes of it that are held here.
+    pub fn held(&self) -> u64 {
+        match self {
+            Payload::Held { bytes, .. } => bytes.len() as u64,
+            Payload::Streamed { upload, .. } => upload
+                .as_ref()
+                .and_then(|upload| upload.first.as_ref())
+                .map_or(0, |first| first.len() as u64),
+        }
     }
 
     /// What was wrong with a body that was being sent on: the upstream is not to blame for it.

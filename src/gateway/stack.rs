@@ -9,7 +9,7 @@ use http::Response;
 use tower::{Layer, Service};
 
 use crate::gateway::answer::Rejection;
-use crate::gateway::body::Answer;
+use crate::gateway::record::Recorded;
 
 /// Answers 500 where the service beneath panics.
 #[derive(Clone, Copy, Debug)]
@@ -30,9 +30,9 @@ pub struct Caught<S> {
 
 impl<S, R> Service<R> for Caught<S>
 where
-    S: Service<R, Response = Response<Answer>>,
+    S: Service<R, Response = Response<Recorded>>,
 {
-    type Response = Response<Answer>;
+    type Response = Response<Recorded>;
     type Error = S::Error;
     type Future = Catching<S::Future>;
 
@@ -54,13 +54,15 @@ pub struct Catching<F> {
 
 impl<F, E> Future for Catching<F>
 where
-    F: Future<Output = Result<Response<Answer>, E>>,
+    F: Future<Output = Result<Response<Recorded>, E>>,
 {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(inner) = &mut self.inner else {
-            return Poll::Ready(Ok(Rejection::Internal.answer()));
+            return Poll::Ready(Ok(Rejection::Internal
+                .answer(None, None)
+                .map(Recorded::from)));
         };
         // Nothing the future borrows outlives it; what it shares is behind locks that unwind well.
         match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(cx))) {
@@ -68,7 +70,9 @@ where
             Err(_panic) => {
                 tracing::error!("a request's way panicked; its client was answered 500");
                 self.inner = None;
-                Poll::Ready(Ok(Rejection::Internal.answer()))
+                Poll::Ready(Ok(Rejection::Internal
+                    .answer(None, None)
+                    .map(Recorded::from)))
             }
         }
     }

@@ -5,6 +5,7 @@ mod support;
 mod scripted;
 
 mod through;
+mod records;
 mod saturation;
 mod disconnects;
 mod permits;

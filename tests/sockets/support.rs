@@ -63,6 +63,7 @@ pub struct Scene {
     /// Limits that are not the documented ones.
     told: BTreeMap<&'static str, Tight>,
     groups: BTreeMap<&'static str, Vec<String>>,
+    logged: bool,
 }
 
 /// N per W and C of one group, told to both sides alike.
@@ -99,6 +100,7 @@ impl Default for Scene {
             settings: "",
             told: BTreeMap::new(),
             groups: BTreeMap::new(),
+            logged: false,
         }
     }
 }
@@ -182,6 +184,12 @@ impl Scene {
         Config::parse("scene.yaml", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
     }
 
+    /// Its access log is kept, for [`Gateway::log`].
+    pub fn logged(mut self) -> Self {
+        self.logged = true;
+        self
+    }
+
     /// podgate before an emulator.
     pub fn start(self) -> Stand {
         let machine = Machine::take();
@@ -191,7 +199,7 @@ impl Scene {
     /// The same beside others of one test.
     pub fn beside(self, machine: Rc<Machine>) -> Stand {
         let upstream = Upstream::start(self.emulator());
-        let gateway = Gateway::start(self.config(upstream.address));
+        let gateway = Gateway::start(self.config(upstream.address), self.logged);
         Stand {
             gateway,
             upstream,
@@ -202,7 +210,7 @@ impl Scene {
     /// podgate before whatever listens at `upstream`, or nothing.
     pub fn before(self, upstream: SocketAddr) -> (Gateway, Machine) {
         let machine = Machine::take();
-        (Gateway::start(self.config(upstream)), machine)
+        (Gateway::start(self.config(upstream), self.logged), machine)
     }
 }
 
@@ -294,13 +302,37 @@ async fn watch_stalls(longest: Arc<AtomicU64>) {
 /// A running podgate.
 pub struct Gateway {
     pub running: Running,
+    log: Kept,
+}
+
+/// Keeps what is written to it.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Gateway {
-    fn start(config: Config) -> Self {
-        Self {
-            running: serve::start(config).unwrap(),
-        }
+    fn start(config: Config, logged: bool) -> Self {
+        let log = Kept::default();
+        let sink = logged.then(|| log.clone());
+        let running = serve::start_logging(config, sink).unwrap();
+        Self { running, log }
+    }
+
+    /// The lines of its access log, once there are so many.
+    pub async fn log(&self, lines: usize) -> Vec<String> {
+        let read = || String::from_utf8(self.log.0.lock().clone()).unwrap();
+        eventually("its lines are written", || read().lines().count() >= lines).await;
+        read().lines().map(str::to_owned).collect()
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -117,7 +117,8 @@ async fn every_answer_of_the_upstream_passes_with_its_status_and_body() {
             _ => status.to_string(),
         };
         assert_eq!(answer.body, body);
-        assert!(!answer.headers.contains_key("proxy-status"), "{status}");
+        let said = format!("podgate; received-status={status}");
+        assert_eq!(answer.header("proxy-status"), Some(said.as_str()));
     }
     assert_eq!(upstream.received().len(), 25, "one for each");
 }
@@ -220,7 +221,11 @@ async fn what_is_no_operation_is_told_so_and_goes_nowhere() {
         for member in ["type", "title", "detail"] {
             assert!(problem[member].is_string(), "{member}: {problem}");
         }
-        let said = format!("podgate; details={outcome}");
+        let error = match outcome {
+            "bad_request" => "http_request_error",
+            _ => "http_request_denied",
+        };
+        let said = format!("podgate; error={error}; details=\"{outcome}\"");
         assert_eq!(answer.header("proxy-status"), Some(said.as_str()));
         let allow = (status == 405).then_some(match method {
             "GET" => "POST",
@@ -347,7 +352,7 @@ async fn the_counter_tells_how_every_request_ended() {
     }
     let requests = page
         .lines()
-        .filter(|line| line.starts_with("podgate_requests_total{"));
+        .filter(|line| line.starts_with("podgate_requests_total{") && !line.ends_with(" 0"));
     assert_eq!(requests.count(), 8, "{page}");
     let answered =
         "podgate_upstream_responses_total{endpoint=\"ep\",operation=\"health\",status=\"5xx\"} 1\n";

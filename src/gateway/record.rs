@@ -1,0 +1,306 @@
+//! What became of a request: gathered on its way, told once at its end, to the metrics, the access
+//! log and, in the answer's own fields, the client.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Response, Uri, request};
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+
+use crate::access_log::Entry;
+use crate::admission::lane::LaneCell;
+use crate::gateway::Shared;
+use crate::gateway::answer::{Lane, Rejection};
+use crate::gateway::body::{Answer, Cut};
+use crate::gateway::limit_fields;
+use crate::gateway::request_id::X_REQUEST_ID;
+use crate::metrics::endpoint::EndpointMetrics;
+use crate::metrics::times::Times;
+use crate::operation::Operation;
+use crate::outcome::Outcome;
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// One request's record. Dropped, it is closed: without an answer the client is gone.
+pub struct Record {
+    shared: Arc<Shared>,
+    started: Instant,
+    client: IpAddr,
+    method: Method,
+    target: Uri,
+    request_id: HeaderValue,
+    operation: Option<Operation>,
+    lane: Option<Arc<LaneCell>>,
+    received: u64,
+    body_read: Option<Instant>,
+    tries: u32,
+    queued: Option<Duration>,
+    upstream: Option<Duration>,
+    overhead: Option<Duration>,
+    answered: Option<(Outcome, u16)>,
+    complete: bool,
+    sent: u64,
+}
+
+impl Record {
+    pub fn begin(shared: &Arc<Shared>, head: &request::Parts, client: IpAddr) -> Self {
+        Self {
+            shared: shared.clone(),
+            started: now(),
+            client,
+            method: head.method.clone(),
+            target: head.uri.clone(),
+            request_id: shared.request_ids.of(&head.headers),
+            operation: None,
+            lane: None,
+            received: 0,
+            body_read: None,
+            tries: 0,
+            queued: None,
+            upstream: None,
+            overhead: None,
+            answered: None,
+            complete: false,
+            sent: 0,
+        }
+    }
+
+    pub fn request_id(&self) -> &HeaderValue {
+        &self.request_id
+    }
+
+    /// It is forwarded if it may be.
+    pub fn classified(&mut self, operation: Operation) {
+        self.operation = Some(operation);
+    }
+
+    /// The lane that decides, once its body is held: `held` bytes of it.
+    pub fn received(&mut self, lane: &Arc<LaneCell>, held: u64) {
+        self.lane = Some(lane.clone());
+        self.received = held;
+        self.body_read = Some(now());
+    }
+
+    /// It waits for its turn from here on.
+    pub fn waits(&mut self) -> Waits<'_> {
+        Waits {
+            since: now(),
+            sum: self.queued.get_or_insert_default(),
+        }
+    }
+
+    /// It goes upstream, once more perhaps.
+    pub fn goes(&mut self) -> Waits<'_> {
+        self.tries += 1;
+        Waits {
+            since: now(),
+            sum: self.upstream.get_or_insert_default(),
+        }
+    }
+
+    /// The upstream has answered with this status.
+    pub fn upstream_answered(&self, status: u16) {
+        self.metrics().answered(self.operation(), status);
+    }
+
+    fn operation(&self) -> Operation {
+        self.operation.unwrap_or(Operation::Other)
+    }
+
+    fn metrics(&self) -> Arc<EndpointMetrics> {
+        match &self.lane {
+            Some(lane) => lane.metrics().clone(),
+            None => self.shared.metrics.other(),
+        }
+    }
+
+    /// The second segment of the path, where that is an endpoint's id.
+    fn endpoint(&self) -> Option<&str> {
+        self.operation?;
+        self.target.path().split('/').nth(2)
+    }
+
+    /// Finishes the answer: its fields say who spoke, what it took and what is left.
+    pub fn finish(mut self, answered: Result<Response<Answer>, Rejection>) -> Response<Recorded> {
+        let (outcome, mut response) = match answered {
+            Ok(mut response) => {
+                let status = response.status().as_u16();
+                let said = HeaderValue::try_from(format!("podgate; received-status={status}"));
+                append(response.headers_mut(), PROXY_STATUS, said);
+                (Outcome::Forwarded, response)
+            }
+            Err(rejection) => {
+                let lane = self.lane.as_deref().zip(self.endpoint());
+                let lane = lane.map(|(lane, endpoint)| Lane { lane, endpoint });
+                let mut response = rejection.answer(Some(&self.request_id), lane);
+                let headers = response.headers_mut();
+                headers.insert(X_REQUEST_ID, self.request_id.clone());
+                (rejection.outcome(), response)
+            }
+        };
+        if let Some(lane) = &self.lane {
+            let timing = HeaderValue::try_from(self.timing());
+            append(response.headers_mut(), SERVER_TIMING, timing);
+            limit_fields::add(response.headers_mut(), lane);
+        }
+        self.overhead = self.body_read.map(|read| {
+            let known = self.queued.unwrap_or_default() + self.upstream.unwrap_or_default();
+            now().saturating_duration_since(read).saturating_sub(known)
+        });
+        self.answered = Some((outcome, response.status().as_u16()));
+        self.metrics().ended(self.operation(), outcome);
+        response.map(|answer| Recorded {
+            answer,
+            record: Some(Box::new(self)),
+        })
+    }
+
+    /// `Server-Timing`: milliseconds in the queue and upstream.
+    fn timing(&self) -> String {
+        let millis = |span: Duration| span.as_secs_f64() * 1e3;
+        let queued = millis(self.queued.unwrap_or_default());
+        match self.upstream {
+            Some(upstream) => {
+                let upstream = millis(upstream);
+                format!("queue;dur={queued:.3}, upstream;dur={upstream:.3}")
+            }
+            None => format!("queue;dur={queued:.3}"),
+        }
+    }
+}
+
+fn append<E>(headers: &mut HeaderMap, name: HeaderName, value: Result<HeaderValue, E>) {
+    if let Ok(value) = value {
+        headers.append(name, value);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let operation = self.operation();
+        let (outcome, status) = match self.answered {
+            Some((outcome, status)) => (outcome, Some(status)),
+            None => {
+                // Dropped on the way: by a panic, or because the client is gone.
+                let outcome = match std::thread::panicking() {
+                    true => Outcome::Internal,
+                    false => Outcome::ClientGone,
+                };
+                self.metrics().ended(operation, outcome);
+                (outcome, None)
+            }
+        };
+        let times = Times {
+            total: now().saturating_duration_since(self.started),
+            queued: self.queued,
+            upstream: self.upstream,
+            overhead: self.overhead,
+        };
+        self.shared.metrics.took(operation, outcome, &times);
+        if !self.shared.access_log.is_on() {
+            return;
+        }
+        self.shared.access_log.write(&Entry {
+            time: wall_clock(),
+            request_id: self.request_id.to_str().unwrap_or_default(),
+            client: self.client,
+            method: self.method.as_str(),
+            path: self.target.path(),
+            operation: operation.name(),
+            endpoint: self.endpoint(),
+            status,
+            outcome: outcome.name(),
+            complete: self.complete,
+            tries: self.tries,
+            received: self.received,
+            sent: self.sent,
+            queued: times.queued.unwrap_or_default(),
+            upstream: times.upstream.unwrap_or_default(),
+            total: times.total,
+        });
+    }
+}
+
+/// A span under way, added to what it belongs to when it ends, also by being dropped.
+pub struct Waits<'a> {
+    since: Instant,
+    sum: &'a mut Duration,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        *self.sum += now().saturating_duration_since(self.since);
+    }
+}
+
+/// An answer's body; the record closes with it.
+pub struct Recorded {
+    answer: Answer,
+    record: Option<Box<Record>>,
+}
+
+impl From<Answer> for Recorded {
+    /// An answer of which there is no record.
+    fn from(answer: Answer) -> Self {
+        Self {
+            answer,
+            record: None,
+        }
+    }
+}
+
+impl Body for Recorded {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let frame = ready!(Pin::new(&mut self.answer).poll_frame(cx));
+        if let Some(record) = &mut self.record {
+            match &frame {
+                Some(Ok(frame)) => record.sent += frame.data_ref().map_or(0, |d| d.len() as u64),
+                Some(Err(_)) => {}
+                None => record.complete = true,
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.answer.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.answer.size_hint()
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.complete |= self.answer.is_end_stream();
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what a request takes is measured here, and nothing is decided by it"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "for people to read")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
