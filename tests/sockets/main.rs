@@ -9,5 +9,6 @@ mod records;
 mod saturation;
 mod disconnects;
 mod permits;
+mod retries;
 mod draining;
 mod full;
