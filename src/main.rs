@@ -164,7 +164,7 @@ fn run_serve(args: ServeArgs) -> ExitCode {
                 | StartError::Metrics(_)
                 | StartError::State(_)
                 | StartError::Thread(_) => ExitCode::FAILURE,
-                StartError::Key(_) | StartError::Field(_) | StartError::Tls(_) => {
+                StartError::Key(_) | StartError::Field(_) | StartError::Setup(_) => {
                     ExitCode::from(BAD_USAGE)
                 }
             };
