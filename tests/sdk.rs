@@ -18,6 +18,7 @@ impl Podgate {
     fn start<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_podgate"))
             .args(arguments)
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("podgate starts");
