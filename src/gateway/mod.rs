@@ -4,6 +4,7 @@ pub mod presence;
 pub mod framing;
 pub mod head;
 pub mod request_id;
+pub mod target;
 pub mod classify;
 pub mod authorize;
 pub mod patience;
@@ -175,7 +176,7 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Response<Answer>, Rejection> {
         let shared = &*self.shared;
-        let target = classify::target(&head.method, &head.uri)?;
+        let target = target::of(&head.method, &head.uri)?;
         let Classified {
             operation,
             endpoint,
