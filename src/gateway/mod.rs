@@ -4,6 +4,11 @@ pub mod presence;
 pub mod request_id;
 pub mod framing;
 pub mod head;
+<<<<<<< HEAD
+=======
+pub mod request_id;
+pub mod target;
+>>>>>>> bytes
 pub mod classify;
 pub mod authorize;
 pub mod patience;
@@ -197,7 +202,7 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Response<Answer>, Rejection> {
         let shared = &*self.shared;
-        let target = classify::target(&head.method, &head.uri)?;
+        let target = target::of(&head.method, &head.uri)?;
         let Classified {
             operation,
             endpoint,
