@@ -4,11 +4,7 @@ pub mod presence;
 pub mod request_id;
 pub mod framing;
 pub mod head;
-<<<<<<< HEAD
-=======
-pub mod request_id;
 pub mod target;
->>>>>>> bytes
 pub mod classify;
 pub mod authorize;
 pub mod patience;
