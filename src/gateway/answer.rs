@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -114,6 +114,9 @@ impl Rejection {
 
     /// What RFC 9209 calls it.
     fn error(&self) -> &'static str {
+        if let Rejection::Head(BadHead::Loop) = self {
+            return "proxy_loop_detected";
+        }
         match self.outcome() {
             Outcome::UpstreamUnreachable => "destination_unavailable",
             Outcome::UpstreamBroke => "http_protocol_error",
@@ -169,6 +172,7 @@ impl Rejection {
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(wait) = wait {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait));
         }

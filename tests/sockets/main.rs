@@ -6,12 +6,13 @@ mod scripted;
 mod raw;
 
 mod through;
+mod records;
 mod routes;
 mod threats;
 mod uploads;
-mod records;
 mod saturation;
 mod disconnects;
 mod permits;
+mod retries;
 mod draining;
 mod full;
