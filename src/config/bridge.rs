@@ -1,7 +1,7 @@
 //! From the written form to the meant one: the process as a whole. `groups.rs` does the rest.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +22,7 @@ pub(super) const PATIENCE: RangeInclusive<Duration> = MILLISECOND..=HOUR;
 /// More than ten seconds of margin would cost more of the window than it protects.
 const MARGIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10);
 pub(super) const WORKERS: RangeInclusive<u64> = 1..=1024;
+const REPLICAS: RangeInclusive<u64> = 1..=1000;
 const PER_REQUEST: RangeInclusive<u64> = 0..=1 << 30;
 const TOTAL: RangeInclusive<u64> = 0..=1 << 40;
 const CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
@@ -37,6 +38,7 @@ pub(super) const URL: &str = "a URL such as `https://api.runpod.ai`";
 pub(super) struct Places {
     pub listen: Place,
     pub admin: Place,
+    pub replicas: Place,
     pub url: Place,
     pub api_key: Place,
     pub per_request: Place,
@@ -50,6 +52,7 @@ impl Places {
         Self {
             listen: Place::Nowhere,
             admin: Place::Nowhere,
+            replicas: Place::Nowhere,
             url: Place::Nowhere,
             api_key: Place::Nowhere,
             per_request: Place::Nowhere,
@@ -80,6 +83,11 @@ pub(super) fn write_over(
         let threads = usize::try_from(at.whole(WORKERS, faults)?).ok()?;
         NonZeroUsize::new(threads).map(Some)
     });
+    if entries.set("replicas", &mut config.replicas, |at| {
+        NonZeroU32::new(u32::try_from(at.whole(REPLICAS, faults)?).ok()?)
+    }) {
+        places.replicas = place("replicas");
+    }
     if let Some(at) = entries.get("upstream") {
         upstream(&mut config.upstream, at, folder, &mut places, faults);
     }
@@ -101,7 +109,7 @@ pub(super) fn write_over(
     if let Some(at) = entries.get("endpoints") {
         config.endpoints = groups::endpoints(&config.groups, at, faults);
     }
-    config.spread_margin();
+    config.spread();
     places
 }
 

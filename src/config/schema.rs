@@ -16,6 +16,7 @@ pub(super) static ROOT: Level = Level {
         "listen",
         "admin",
         "workers",
+        "replicas",
         "upstream",
         "timeouts",
         "buffers",
