@@ -212,6 +212,7 @@ BUDGET = [
             ("permits in use", lanes("podgate_permits_in_use"), "short"),
             ("permits", lanes("podgate_permits_limit"), "short"),
             ("waiting", lanes("podgate_queue_depth"), "short"),
+            ("bytes held", lanes("podgate_queue_bytes"), "bytes"),
             ("oldest waits", f"max by (group, endpoint) (podgate_queue_oldest_seconds{{{LANE}}})", "s"),
         ],
         ["group", "endpoint"],
