@@ -388,7 +388,6 @@ def chosen(name, label, query, **more):
         "label": label,
         "datasource": DATASOURCE,
         "query": {"query": query, "refId": name},
-        "definition": query,
         "refresh": 2,
         "sort": 1,
         "multi": True,
@@ -409,8 +408,7 @@ def note(name, colour, expr, title):
         "datasource": DATASOURCE,
         "enable": True,
         "iconColor": colour,
-        "expr": expr,
-        "step": "1m",
+        "target": target(expr, "", refId="Anno", interval="1m"),
         "titleFormat": title,
     }
 
@@ -442,7 +440,7 @@ def dashboard():
                     "name": "datasource",
                     "label": "Prometheus",
                     "query": "prometheus",
-                    "current": {},
+                    "current": {"text": "default", "value": "default"},
                     "hide": 0,
                     "includeAll": False,
                     "multi": False,

@@ -68,9 +68,9 @@ def podgate_of(manifest):
 class Process:
     """A podgate, started as a user starts it, whose ready line has been read."""
 
-    def __init__(self, *arguments, env=None):
+    def __init__(self, *arguments, program=(PODGATE,), env=None):
         self.child = subprocess.Popen(
-            [PODGATE, *arguments],
+            [*program, *arguments],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

@@ -119,12 +119,12 @@ class Asked(unittest.TestCase):
 
     def test_marks_and_variables_are_answered(self):
         for mark in BOARD["annotations"]["list"]:
-            found = self.watched.instant(asked(mark["expr"]))
+            found = self.watched.instant(asked(mark["target"]["expr"]))
             self.assertEqual(bool(found), mark["name"] not in EMPTY, mark["name"])
         for variable in BOARD["templating"]["list"]:
             if variable["type"] == "query":
                 with self.subTest(variable=variable["name"]):
-                    series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()
+                    series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()
                     found = self.watched.api(f"label/{label}/values", **{"match[]": asked(series)})
                     self.assertTrue(found)
 
