@@ -13,10 +13,11 @@ use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::config::secret::SecretError;
-use crate::gateway::tls::TlsError;
+use crate::gateway::connect::SetupError;
 use crate::gateway::{Gateway, NoField, Shared};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
+use crate::state::{Keeper, State, StateError};
 
 /// Why podgate did not start.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +33,9 @@ pub enum StartError {
     #[error("`upstream`: {0}")]
     Field(#[from] NoField),
     #[error("`upstream`: {0}")]
-    Tls(#[from] TlsError),
+    Setup(#[from] SetupError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("the metrics cannot be declared: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("a thread or runtime cannot be made: {0}")]
@@ -48,6 +51,7 @@ pub struct Running {
     closing: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
     access_log: AccessLog,
+    keeper: Option<Keeper>,
 }
 
 /// Binds, starts the workers, and returns once requests are taken. Keeps no access log.
@@ -66,6 +70,8 @@ pub fn start_logging(
     config: Config,
     sink: Option<impl io::Write + Send + 'static>,
 ) -> Result<Running, StartError> {
+    // Before anything is bound: whoever has the directory may serve on these addresses too.
+    let state = config.state_dir.as_deref().map(State::take).transpose()?;
     let bind = |setting, address| {
         let listener = listener::bind(address);
         listener.map_err(|why| StartError::Bind {
@@ -103,8 +109,19 @@ pub fn start_logging(
         None => Ok(AccessLog::default()),
     };
     let access_log = access_log.map_err(StartError::Thread)?;
-    let shared = Shared::new(config, key.as_ref(), metrics.clone(), access_log.clone());
+    let before = state
+        .as_ref()
+        .map(|state| state.recall(config.upstream.margin));
+    let shared = Shared::new(
+        config,
+        key.as_ref(),
+        metrics.clone(),
+        access_log.clone(),
+        &before.unwrap_or_default(),
+    );
     let shared = Arc::new(shared?);
+    let keeper = state.map(|state| state.keep(shared.admission.clone()));
+    let keeper = keeper.transpose()?;
     let (closing, closed) = watch::channel(false);
     // Closed once no worker serves any more.
     let (all, serving) = watch::channel(());
@@ -133,9 +150,10 @@ pub fn start_logging(
     let door = Admin {
         metrics,
         admission: shared.admission.clone(),
-        closing: closed.clone(),
+        config: shared.config.to_json(),
+        hosts: shared.config.admin_hosts.clone(),
+        closing: closed,
     };
-    let mut closed = closed;
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
             served = door.serve(admin) => {
@@ -143,7 +161,8 @@ pub fn start_logging(
                     tracing::error!(%error, "the admin door cannot use its socket");
                 }
             }
-            _ = closed.wait_for(|&closing| closing) => {}
+            // Until the last client is seen out there is something to see.
+            () = all.closed() => {}
         }
     })?);
     Ok(Running {
@@ -153,6 +172,7 @@ pub fn start_logging(
         closing,
         workers: threads,
         access_log,
+        keeper,
     })
 }
 
@@ -179,6 +199,9 @@ impl Running {
         for worker in self.workers {
             // A worker that panicked has said so itself.
             let _ = worker.join();
+        }
+        if let Some(keeper) = self.keeper {
+            keeper.finish();
         }
         self.access_log.close();
     }

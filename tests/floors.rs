@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// Lowest first, in tenths: what stands on one of them sees those below it, and itself.
-const FLOORS: [(&str, u32); 14] = [
+const FLOORS: [(&str, u32); 15] = [
     ("operation", 0),
     ("outcome", 0),
     ("notify", 0),
@@ -15,6 +15,7 @@ const FLOORS: [(&str, u32); 14] = [
     ("config", 30),
     ("access_log", 35),
     ("admission", 40),
+    ("state", 45),
     ("gateway", 50),
     ("admin", 50),
     ("listener", 60),

@@ -1,7 +1,7 @@
 //! What is allowed: the configuration, every value of it valid, every fault in it told at once.
 //!
 //! Read in this order: the file's text becomes a plain tree (`raw`), the tree is checked key by
-//! key (`read`, `schema`) and written over the preset (`bridge`, `groups`), and what comes out is
+//! key (`read`, `keys`) and written over the preset (`bridge`, `groups`), and what comes out is
 //! a [`Config`]. What was wrong comes out as [`Faults`]. `reading` is that way in one place.
 //!
 //! No clock, no threads; the only I/O is reading the file ([`Config::load`]) and, later and
@@ -13,14 +13,16 @@ pub mod secret;
 pub mod overrides;
 pub mod faults;
 pub mod check;
+pub mod schema;
 pub mod units;
+mod keys;
+mod hint;
 mod show;
 mod bridge;
 mod groups;
 mod raw;
 mod read;
 mod reading;
-mod schema;
 mod span;
 mod table;
 
@@ -31,7 +33,7 @@ use std::path::{Path, PathBuf};
 use faults::Faults;
 use overrides::Overrides;
 use policy::{EndpointRule, GroupTable, GroupVerdict};
-use process::{Buffers, Limits, Log, Timeouts, Upstream};
+use process::{Answers, Buffers, Limits, Log, Timeouts, Upstream};
 use reading::{Reading, read_file};
 
 use crate::operation::Group;
@@ -46,15 +48,20 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators call.
     pub admin: SocketAddr,
+    /// Further names by which operators call it, in lower case; `*`: any.
+    pub admin_hosts: Vec<String>,
     /// Threads; `None`: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
     /// How many podgates spend the account's budget, each its share of it.
     pub replicas: NonZeroU32,
+    /// Where what outlives the process is kept; `None`: a restart forgets.
+    pub state_dir: Option<PathBuf>,
     pub upstream: Upstream,
     /// Towards clients.
     pub timeouts: Timeouts,
     pub buffers: Buffers,
     pub limits: Limits,
+    pub answers: Answers,
     pub log: Log,
     /// For endpoints no rule matches.
     pub groups: GroupTable,
@@ -77,12 +84,15 @@ impl Config {
         let mut config = Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+            admin_hosts: Vec::new(),
             workers: None,
             replicas: NonZeroU32::MIN,
+            state_dir: None,
             upstream: Upstream::default(),
             timeouts: Timeouts::default(),
             buffers: Buffers::default(),
             limits: Limits::default(),
+            answers: Answers::default(),
             log: Log::default(),
             groups: GroupTable::blank(),
             endpoints: Vec::new(),
@@ -91,8 +101,8 @@ impl Config {
         // has no fault and names every number. Going on without its limits would be worse.
         let tree = raw::parse(PRESET).expect("the preset is YAML");
         let mut faults = Vec::new();
-        for (_, at) in read::At::root(&tree).named(&mut faults) {
-            groups::table(&mut config.groups, &at, groups::Layer::Preset, &mut faults);
+        if let Some(at) = read::At::root(&tree).entries(&mut faults).get("groups") {
+            groups::table(&mut config.groups, at, groups::Layer::Preset, &mut faults);
         }
         assert!(faults.is_empty(), "the preset has faults: {faults:?}");
         config.spread();
@@ -116,6 +126,27 @@ impl Config {
         let text = read_file(path)?;
         let reading = Reading::new(&path.to_string_lossy(), &text, overrides).finish();
         reading.map_err(LoadError::Faults)
+    }
+
+    /// Where operators call a podgate that was started with this file, or without one. What else
+    /// is wrong with the file does not matter here: it may have changed since.
+    pub fn admin_address(
+        file: Option<&Path>,
+        overrides: &Overrides,
+    ) -> Result<SocketAddr, LoadError> {
+        let text = match (file, &overrides.admin) {
+            (Some(file), None) => read_file(file)?,
+            _ => String::new(),
+        };
+        let mut config = Reading::new("", &text, &Overrides::default()).config;
+        // Whether it is free is not asked here.
+        config.listen.set_port(0);
+        let only = Overrides {
+            admin: overrides.admin.clone(),
+            ..Overrides::default()
+        };
+        let config = config.with(&only).map_err(LoadError::Faults)?;
+        Ok(config.admin)
     }
 
     /// What `group` is allowed at `endpoint`. Allocates nothing; looks at each rule once.
@@ -177,11 +208,9 @@ mod tests {
         let tree = raw::parse(PRESET).expect("YAML");
         let mut faults = Vec::new();
         let mut table = GroupTable::blank();
-        let root = read::At::root(&tree).named(&mut faults);
-        let [(key, groups)] = root.as_slice() else {
-            panic!("one key")
-        };
-        assert_eq!(*key, "groups");
+        let root = read::At::root(&tree).entries(&mut faults);
+        assert_eq!(root.named().collect::<Vec<_>>(), ["groups"]);
+        let groups = root.get("groups").expect("the one key");
         groups::table(&mut table, groups, groups::Layer::Preset, &mut faults);
         assert_eq!(faults, []);
 
@@ -192,7 +221,7 @@ mod tests {
                 let held = ["held_response_timeout", "hold_share"].contains(key);
                 name == "status" || !held
             };
-            let mut keys: Vec<_> = schema::GROUP.keys.to_vec();
+            let mut keys = keys::GROUP.names();
             keys.retain(everywhere);
             given.sort_unstable();
             keys.sort_unstable();
@@ -263,6 +292,7 @@ mod tests {
                 2000,
                 [Docs, Docs, Podgate],
             ),
+            (Group::Worker, 0, 0, 24 * mib, 0, 0, [Podgate; 3]),
             (Group::Other, 100, 20, 20 * mib, 2, 200, [Podgate; 3]),
         ] {
             let policy = policy(&config, "any", group);
@@ -275,14 +305,22 @@ mod tests {
             assert_eq!(policy.max_body, body, "{name}");
             assert_eq!(policy.max_wait, Duration::from_secs(wait), "{name}");
             assert_eq!(policy.queue, queue, "{name}");
-            assert_eq!(policy.mode, Mode::Enforce, "{name}");
+            let mode = match group {
+                Group::Worker => Mode::Disabled,
+                _ => Mode::Enforce,
+            };
+            assert_eq!(policy.mode, mode, "{name}");
             let said = [Knob::Rate, Knob::Concurrency, Knob::MaxBody].map(|k| policy.sources.of(k));
             assert_eq!(said, sources, "{name}");
         }
         for operation in Operation::ALL {
-            let long = operation.held() || operation == Operation::OpenAi;
             let timeout = policy(&config, "any", operation.group()).response_timeout(operation);
-            let expected = Duration::from_secs(if long { 330 } else { 30 });
+            let expected = Duration::from_secs(match operation {
+                Operation::Worker => 100,
+                Operation::OpenAi => 330,
+                held if held.held() => 330,
+                _ => 30,
+            });
             assert_eq!(timeout, expected, "{}", operation.name());
         }
     }

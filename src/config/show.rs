@@ -22,12 +22,14 @@ impl Config {
             "listen": self.listen.to_string(),
             "admin": self.admin.to_string(),
             "replicas": self.replicas,
+            "admin_hosts": self.admin_hosts,
             "upstream": {
                 "url": upstream.target.to_string(),
                 "allow_remote_injection": upstream.allow_remote_injection,
                 "connect_timeout": show_duration(upstream.connect_timeout),
                 "idle_timeout": show_duration(upstream.idle_timeout),
                 "margin": show_duration(upstream.margin),
+                "max_connection_age": show_duration(upstream.max_connection_age),
                 "trust_ca": upstream.trust_ca,
             },
             "timeouts": {
@@ -36,6 +38,7 @@ impl Config {
                 "body_total": show_duration(self.timeouts.body_total),
                 "write": show_duration(self.timeouts.write),
                 "keep_alive": show_duration(self.timeouts.keep_alive),
+                "drain": show_duration(self.timeouts.drain),
             },
             "buffers": {
                 "per_request": show_size(self.buffers.per_request),
@@ -44,6 +47,9 @@ impl Config {
             "limits": {
                 "connections": self.limits.connections,
                 "lanes": self.limits.lanes,
+            },
+            "answers": {
+                "rate_limit_headers": self.answers.rate_limit_headers,
             },
             "log": {
                 "format": word(&LogFormat::WORDS, self.log.format),
@@ -59,6 +65,9 @@ impl Config {
         });
         if let Some(workers) = self.workers {
             shown["workers"] = json!(workers);
+        }
+        if let Some(folder) = &self.state_dir {
+            shown["state_dir"] = json!(folder);
         }
         if let Some(source) = &upstream.api_key {
             shown["upstream"]["api_key"] = match source {

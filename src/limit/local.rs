@@ -9,6 +9,7 @@ use crate::limit::flow::FlowId;
 use crate::limit::ladder::{Cause, Refusal};
 use crate::limit::lane::{Lane, Next, Shed};
 use crate::limit::ledger::{Call, Denied, Effective, End, Ledger, Limit, Slot};
+use crate::limit::memory::Memory;
 use crate::limit::quota::{Mode, Quota, Timestamp};
 use crate::limit::throttle::Gate;
 
@@ -52,6 +53,13 @@ pub struct Snapshot {
     pub idle: Duration,
 }
 
+/// What an earlier process has remembered, and how long ago that was.
+#[derive(Clone, Copy, Debug)]
+pub struct Recalled<'a> {
+    pub memory: &'a Memory,
+    pub elapsed: Duration,
+}
+
 pub struct LocalLane {
     lane: Lane,
     ledger: Ledger,
@@ -72,6 +80,39 @@ impl LocalLane {
     /// A lane whose last W is unknown: its window starts as spent.
     pub fn spent(quota: Quota, capacity: usize, mode: Mode, seed: u64, now: Timestamp) -> Self {
         Self::with_ledger(Ledger::spent(quota, now), quota, capacity, mode, seed, now)
+    }
+
+    /// A lane that goes on from what an earlier process has remembered, `elapsed` before `now`.
+    pub fn recall(
+        quota: Quota,
+        capacity: usize,
+        mode: Mode,
+        seed: u64,
+        recalled: Recalled<'_>,
+        now: Timestamp,
+    ) -> Self {
+        let Recalled { memory, elapsed } = recalled;
+        let ledger = Ledger::recall(quota, memory, elapsed, now);
+        let mut lane = Self::with_ledger(ledger, quota, capacity, mode, seed, now);
+        let paused = match mode {
+            Mode::Enforce => memory.paused.saturating_sub(elapsed),
+            // Nobody is to be held up.
+            Mode::Shadow | Mode::Disabled => Duration::ZERO,
+        };
+        let throttle = lane.lane.throttle_mut();
+        throttle.recall(&memory.learnt, paused, now);
+        lane.apply();
+        lane
+    }
+
+    /// What the next process has to know, as of `now`.
+    pub fn remember(&mut self, now: Timestamp) -> Memory {
+        let now = self.advance(now);
+        Memory {
+            learnt: self.lane.throttle().learnt(),
+            paused: self.lane.throttle().earliest(now).since(now),
+            ..self.ledger.remember(now)
+        }
     }
 
     fn with_ledger(
@@ -148,6 +189,26 @@ impl LocalLane {
         }
     }
 
+    /// Whether [`LocalLane::ask`] would shed this newcomer at once. Nothing is taken and nobody joins.
+    ///
+    /// # Errors
+    /// [`Shed`]: it would.
+    pub fn foresee(&mut self, waiter: &Waiter, now: Timestamp) -> Result<(), Shed> {
+        let now = self.advance(now);
+        if self.mode != Mode::Enforce {
+            return Ok(());
+        }
+        let earliest = self.earliest(waiter, now);
+        let permits = self.ledger.in_use() < self.ledger.effective().concurrency;
+        if self.lane.is_clear() && earliest <= now && permits {
+            return Ok(());
+        }
+        match self.lane.place(waiter, earliest, now) {
+            Ok(_) => Ok(()),
+            Err(shed) => Err(self.with_hold(shed)),
+        }
+    }
+
     /// Lets a request pass whatever the limits say; they are counted all the same.
     fn pass(&mut self, waiter: Waiter, now: Timestamp) -> Verdict {
         let earliest = self.earliest(&waiter, now);
@@ -192,12 +253,16 @@ impl LocalLane {
     /// number from when it first waited, zero if it never did.
     pub fn rejoin(&mut self, waiter: Waiter, arrival: u64, now: Timestamp) -> Verdict {
         let now = self.advance(now);
+        if self.mode != Mode::Enforce {
+            let slot = self.ledger.force(waiter.call, now);
+            return Verdict::Admit { slot, shadow: None };
+        }
         let reopens = self
             .lane
             .throttle()
             .earliest(now)
             .max(self.ledger.nth_admission(1, now));
-        if self.mode == Mode::Enforce && reopens > waiter.deadline {
+        if reopens > waiter.deadline {
             return Verdict::Shed(Shed::Paused {
                 retry_after: reopens.since(now),
             });
@@ -434,6 +499,17 @@ mod tests {
             Verdict::Admit { slot, .. } => Some(slot),
             Verdict::Wait { .. } | Verdict::Shed(_) => None,
         }
+    }
+
+    /// Neither the pause that its 429 began nor anything else.
+    #[test]
+    fn nothing_holds_up_who_comes_back_where_nothing_is_enforced() {
+        let quota = Quota::new(Rate::new(1, Duration::from_secs(10)), NonZeroU32::new(1));
+        let mut lane = LocalLane::new(quota, 10, Mode::Shadow, 1, at(0));
+        let mut slot = admitted(lane.ask(waiter(1), at(0))).expect("it passes");
+        lane.throttled(&mut slot, Some(Duration::from_secs(60)), at(1));
+        let again = lane.rejoin(waiter(1), 0, at(1));
+        assert!(admitted(again).is_some());
     }
 
     /// Between the instant a slot frees and the poll that hands it out, it is not up for grabs.

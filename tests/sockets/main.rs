@@ -3,11 +3,16 @@
 
 mod support;
 mod scripted;
+mod raw;
 
 mod through;
 mod records;
+mod routes;
+mod threats;
+mod uploads;
 mod saturation;
 mod disconnects;
 mod permits;
+mod retries;
 mod draining;
 mod full;
