@@ -156,15 +156,22 @@ fn offset_of(text: &str, line: usize, column: usize) -> usize {
     start + before.map(char::len_utf8).sum::<usize>()
 }
 
-/// Where the line begins that separates a first document from a second.
+/// Where the second document of a text begins.
 fn second_document(text: &str) -> Option<usize> {
-    let (mut content, mut start) = (false, 0);
+    let (mut begun, mut ended, mut start) = (false, false, 0);
     for line in text.split_inclusive('\n') {
-        let separates = line.starts_with("---");
-        if separates && content {
+        let is_mark = |mark: &str| {
+            let rest = line.strip_prefix(mark);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+        };
+        let content = !line.trim().is_empty() && !line.starts_with(['#', '%']);
+        if is_mark("...") {
+            ended = begun;
+        } else if content && (ended || (begun && is_mark("---"))) {
             return Some(start);
+        } else {
+            begun |= content;
         }
-        content |= !separates && !line.trim().is_empty() && !line.starts_with(['#', '%']);
         start += line.len();
     }
     None
@@ -377,6 +384,21 @@ mod tests {
         assert_eq!(keys, ["b", "a", "b", "0x10"]);
         assert_eq!(entries[1].1, Value::OtherNumber);
         assert_eq!(entries[2].1, Value::Text("yes".into()));
+    }
+
+    #[test]
+    fn a_second_document_is_found_where_it_begins() {
+        for (text, second) in [
+            ("a: 1\n---\nb: 2\n", "---\nb"),
+            ("--- a\n--- b\n", "--- b"),
+            ("# x\n%YAML 1.2\n---\na: 1\n--- # y\n", "--- # y"),
+            ("a: 1\n...\n# x\nb: 2\n", "b: 2"),
+            ("---\n---\n", "---\n"),
+        ] {
+            let refused = parse(text).expect_err("two documents");
+            let at = refused.at.expect("a place");
+            assert!(at > 0 && text[at..].starts_with(second), "{text}: {at}");
+        }
     }
 
     #[test]
