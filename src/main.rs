@@ -12,6 +12,7 @@ use podgate::config::overrides::{Given, Overrides};
 use podgate::config::process::{Log, LogFormat, LogLevel};
 use podgate::config::schema;
 use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::notify::{self, State};
 use podgate::serve::StartError;
 use podgate::{demo, listener, serve};
 use tokio::signal::unix::{SignalKind, signal};
@@ -164,18 +165,22 @@ fn run_serve(args: ServeArgs) -> ExitCode {
                 | StartError::Metrics(_)
                 | StartError::State(_)
                 | StartError::Thread(_) => ExitCode::FAILURE,
-                StartError::Key(_) | StartError::Field(_) | StartError::Tls(_) => {
+                StartError::Key(_) | StartError::Field(_) | StartError::Setup(_) => {
                     ExitCode::from(BAD_USAGE)
                 }
             };
         }
     };
-    eprintln!(
-        "podgate ready on http://{}, admin on http://{}, upstream {}",
-        running.listen, running.admin, running.shared.config.upstream.target
-    );
-    match wait_for_the_end() {
+    let ready = || {
+        eprintln!(
+            "podgate ready on http://{}, admin on http://{}, upstream {}",
+            running.listen, running.admin, running.shared.config.upstream.target
+        );
+        notify::tell(State::Ready);
+    };
+    match wait_for_the_end(ready) {
         Ok(()) => {
+            notify::tell(State::Stopping);
             tracing::info!("draining; a second signal stops at once");
             running.drain();
             ExitCode::SUCCESS
@@ -206,8 +211,9 @@ fn log_to_stderr(log: &Log) {
     }
 }
 
-/// Returns at the first SIGTERM or SIGINT; a second one ends the process.
-fn wait_for_the_end() -> std::io::Result<()> {
+/// Returns at the first SIGTERM or SIGINT; a second one ends the process. Calls `ready` once both
+/// are caught: whoever is told may end us at once.
+fn wait_for_the_end(ready: impl FnOnce()) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -218,6 +224,7 @@ fn wait_for_the_end() -> std::io::Result<()> {
             signal(SignalKind::interrupt())?,
         )
     };
+    ready();
     let mut either = async move || {
         tokio::select! {
             _ = term.recv() => {}

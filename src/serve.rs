@@ -13,7 +13,7 @@ use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::config::secret::SecretError;
-use crate::gateway::tls::TlsError;
+use crate::gateway::connect::SetupError;
 use crate::gateway::{Gateway, NoField, Shared};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
@@ -33,7 +33,7 @@ pub enum StartError {
     #[error("`upstream`: {0}")]
     Field(#[from] NoField),
     #[error("`upstream`: {0}")]
-    Tls(#[from] TlsError),
+    Setup(#[from] SetupError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("the metrics cannot be declared: {0}")]

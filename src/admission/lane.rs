@@ -101,6 +101,38 @@ impl News {
     }
 }
 
+/// One request before its lane, for as many tries as it takes: it keeps its arrival and its
+/// deadline.
+pub struct Turn {
+    lane: Arc<LaneCell>,
+    ask: Ask,
+    first: Option<First>,
+}
+
+/// What is kept of the first time it asked.
+#[derive(Clone, Copy)]
+struct First {
+    /// Its number in order of arrival; zero if it never waited.
+    arrival: u64,
+    deadline: Timestamp,
+}
+
+impl Turn {
+    /// May it go? The first time as [`LaneCell::admit`]; after that it comes back for another try,
+    /// to the front of its flow.
+    ///
+    /// # Errors
+    /// [`Shed`]: it was refused, at once or when its patience was over.
+    pub async fn admit(&mut self) -> Result<Permit, Shed> {
+        let (asked, first) = self.lane.ask(self.ask, self.first);
+        self.first = Some(first);
+        match asked {
+            Asked::Answered(answer) => answer,
+            Asked::Waits(wait) => wait.await,
+        }
+    }
+}
+
 impl LaneCell {
     pub(super) fn new(
         lane: LocalLane,
@@ -128,9 +160,15 @@ impl LaneCell {
     /// # Errors
     /// [`Shed`]: it was refused, at once or when its patience was over.
     pub async fn admit(self: &Arc<Self>, ask: Ask) -> Result<Permit, Shed> {
-        match self.ask(ask) {
-            Asked::Answered(answer) => answer,
-            Asked::Waits(wait) => wait.await,
+        self.turn(ask).admit().await
+    }
+
+    /// The same for a request that may come back.
+    pub fn turn(self: &Arc<Self>, ask: Ask) -> Turn {
+        Turn {
+            lane: self.clone(),
+            ask,
+            first: None,
         }
     }
 
@@ -144,12 +182,23 @@ impl LaneCell {
         state.lane.foresee(&ask.waiter(now), now)
     }
 
-    fn ask(self: &Arc<Self>, ask: Ask) -> Asked {
+    fn ask(self: &Arc<Self>, ask: Ask, before: Option<First>) -> (Asked, First) {
         let mut news = News::default();
         let mut state = self.state.lock();
         let now = self.clock.now();
-        let waiter = ask.waiter(now);
-        let asked = match state.lane.ask(waiter, now) {
+        let mut first = before.unwrap_or(First {
+            arrival: 0,
+            deadline: now + ask.patience,
+        });
+        let waiter = Waiter {
+            deadline: first.deadline,
+            ..ask.waiter(now)
+        };
+        let verdict = match before {
+            None => state.lane.ask(waiter, now),
+            Some(first) => state.lane.rejoin(waiter, first.arrival, now),
+        };
+        let asked = match verdict {
             Verdict::Admit { slot, shadow } => {
                 if let Some(shed) = shadow {
                     self.metrics.shadowed(self.group, shed.into());
@@ -163,6 +212,7 @@ impl LaneCell {
                 {
                     news.0.push((waiting.told, Err(shed)));
                 }
+                first.arrival = waiter.arrival();
                 let (told, news) = oneshot::channel();
                 let waiting = Waiting {
                     asked: now,
@@ -181,7 +231,7 @@ impl LaneCell {
         self.settle(&mut state, now, &mut news);
         drop(state);
         news.tell();
-        asked
+        (asked, first)
     }
 
     /// Lets everybody go whose turn has come, and sees to it that the next turn is not missed.

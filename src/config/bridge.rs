@@ -1,7 +1,7 @@
 //! From the written form to the meant one: the process as a whole. `groups.rs` does the rest.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 
 use super::Config;
@@ -25,6 +25,7 @@ pub(super) const URL: &str = "a URL such as `https://api.runpod.ai`";
 pub(super) struct Places {
     pub listen: Place,
     pub admin: Place,
+    pub replicas: Place,
     pub url: Place,
     pub api_key: Place,
     pub per_request: Place,
@@ -38,6 +39,7 @@ impl Places {
         Self {
             listen: Place::Nowhere,
             admin: Place::Nowhere,
+            replicas: Place::Nowhere,
             url: Place::Nowhere,
             api_key: Place::Nowhere,
             per_request: Place::Nowhere,
@@ -67,6 +69,11 @@ pub(super) fn write_over(
     entries.set("workers", &mut config.workers, |at| {
         NonZeroUsize::new(at.whole(faults)?).map(Some)
     });
+    if entries.set("replicas", &mut config.replicas, |at| {
+        NonZeroU32::new(at.whole(faults)?)
+    }) {
+        places.replicas = place("replicas");
+    }
     entries.set("state_dir", &mut config.state_dir, |at| {
         at.path(folder, faults).map(Some)
     });
@@ -98,7 +105,7 @@ pub(super) fn write_over(
     if let Some(at) = entries.get("endpoints") {
         config.endpoints = groups::endpoints(&config.groups, at, faults);
     }
-    config.spread_margin();
+    config.spread();
     places
 }
 

@@ -178,6 +178,7 @@ static COUNTS_WORDS: [&str; 2] = words(&COUNTS);
 static SOURCES_WORDS: [&str; 3] = words(&SOURCES);
 
 pub(super) const WORKERS: RangeInclusive<u64> = 1..=1024;
+const REPLICAS: RangeInclusive<u64> = 1..=1000;
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -214,6 +215,11 @@ pub(super) static ROOT: Level = Level {
             "workers",
             Kind::Whole(WORKERS),
             "Worker threads; without it as many as there are cores",
+        ),
+        Key::new(
+            "replicas",
+            Kind::Whole(REPLICAS),
+            "How many podgates spend the account's budget; each keeps to its share of it",
         ),
         Key::new(
             "state_dir",

@@ -27,7 +27,7 @@ mod span;
 mod table;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use faults::Faults;
@@ -52,6 +52,8 @@ pub struct Config {
     pub admin_hosts: Vec<String>,
     /// Threads; `None`: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
+    /// How many podgates spend the account's budget, each its share of it.
+    pub replicas: NonZeroU32,
     /// Where what outlives the process is kept; `None`: a restart forgets.
     pub state_dir: Option<PathBuf>,
     pub upstream: Upstream,
@@ -84,6 +86,7 @@ impl Config {
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
             admin_hosts: Vec::new(),
             workers: None,
+            replicas: NonZeroU32::MIN,
             state_dir: None,
             upstream: Upstream::default(),
             timeouts: Timeouts::default(),
@@ -102,7 +105,7 @@ impl Config {
             groups::table(&mut config.groups, at, groups::Layer::Preset, &mut faults);
         }
         assert!(faults.is_empty(), "the preset has faults: {faults:?}");
-        config.spread_margin();
+        config.spread();
         config
     }
 
@@ -161,13 +164,15 @@ impl Config {
         patterns.filter(|pattern| !pattern.contains('*'))
     }
 
-    /// The margin is set once and holds for every quota.
-    fn spread_margin(&mut self) {
-        let margin = self.upstream.margin;
+    /// What is set once and holds for every quota. Called when all of them have been read.
+    fn spread(&mut self) {
+        let (margin, replicas) = (self.upstream.margin, self.replicas);
         let tables = self.endpoints.iter_mut().map(|rule| &mut rule.groups);
         for table in tables.chain([&mut self.groups]) {
             for policy in &mut table.policies {
                 policy.quota.margin = margin;
+                policy.whole = policy.quota;
+                policy.quota = policy.whole.share(replicas);
             }
         }
     }
@@ -359,6 +364,31 @@ mod tests {
 
         let untouched = policy(&config, "abc-1", Group::Status);
         assert_eq!(of(untouched, Knob::Rate), Source::Seed);
+    }
+
+    #[test]
+    fn replicas_divide_every_rate_and_concurrency_also_those_of_endpoints() {
+        let config = parse(
+            "replicas: 3\n\
+             endpoints:\n  \
+             a: { groups: { run: { rate: { requests: 500, burst: 100 }, concurrency: none } } }\n",
+        );
+        let numbers = |endpoint, group| {
+            let quota = policy(&config, endpoint, group).quota;
+            (quota.rate, quota.concurrency.map(NonZeroU32::get))
+        };
+        assert_eq!(numbers("b", Group::Run), (per_10s(333), Some(66)));
+        assert_eq!(numbers("b", Group::PurgeQueue), (per_10s(1), None));
+        assert_eq!(numbers("b", Group::Health), (None, Some(6)));
+        assert_eq!(numbers("b", Group::Requests), (per_10s(3), Some(1)));
+        assert_eq!(numbers("a", Group::Run), (per_10s(166), None));
+        let burst = policy(&config, "a", Group::Run).quota.burst;
+        assert_eq!(Some(burst), NonZeroU32::new(33).map(Burst::Fixed));
+
+        let whole = policy(&config, "a", Group::Run).whole;
+        assert_eq!(whole.rate, per_10s(500));
+        assert_eq!(policy(&config, "b", Group::Run).max_body, 10 << 20);
+        assert_eq!(policy(&config, "b", Group::Run).queue, 2000);
     }
 
     #[test]

@@ -21,6 +21,7 @@ impl Config {
         let mut shown = json!({
             "listen": self.listen.to_string(),
             "admin": self.admin.to_string(),
+            "replicas": self.replicas,
             "admin_hosts": self.admin_hosts,
             "upstream": {
                 "url": upstream.target.to_string(),
@@ -97,7 +98,8 @@ fn groups(table: &GroupTable, shown: impl Fn(Group) -> bool) -> Map<String, Valu
 }
 
 fn policy(policy: &GroupPolicy, group: Group) -> Value {
-    let quota = &policy.quota;
+    // As written: read back, it is divided again.
+    let quota = &policy.whole;
     let rate = quota.rate.map(|rate| {
         let burst = match quota.burst {
             Burst::Auto => json!("auto"),
@@ -143,7 +145,7 @@ mod tests {
     fn what_is_shown_can_be_read_back() {
         let text = "\
             listen: '[::1]:7000'\n\
-            workers: 3\n\
+            workers: 3\nreplicas: 7\n\
             upstream: { url: 'http://[::1]:9/x', api_key: { env: K }, margin: 1ms }\n\
             log: { format: json, level: trace, access: false }\n\
             groups:\n  run: { rate: none, concurrency: none, mode: shadow, counts: completion }\n  \

@@ -250,3 +250,7 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     }
     u64::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok()
 }
+
+#[cfg(test)]
+#[path = "framing_tests.rs"]
+mod tests;

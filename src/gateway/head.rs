@@ -4,8 +4,8 @@
 use http::header::{AUTHORIZATION, EXPECT, HOST};
 use http::{StatusCode, Version, request};
 
-use crate::gateway::classify::is_authority;
 use crate::gateway::fields::Hop;
+use crate::gateway::target::is_authority;
 
 /// Why a head is refused whatever it asks for. The connection ends with the answer: what follows
 /// may not be what its sender takes it for.

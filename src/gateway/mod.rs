@@ -4,6 +4,7 @@ pub mod presence;
 pub mod request_id;
 pub mod framing;
 pub mod head;
+pub mod target;
 pub mod classify;
 pub mod authorize;
 pub mod patience;
@@ -13,8 +14,13 @@ pub mod pace;
 pub mod payload;
 pub mod fields;
 pub mod tls;
+pub mod dial;
+pub mod proxy;
 pub mod wire;
+pub mod connect;
+pub mod ahead;
 pub mod body;
+pub mod pool;
 pub mod upstream;
 pub mod feedback;
 pub mod limit_fields;
@@ -35,19 +41,22 @@ use crate::admission::{Account, Admission, Before};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
 use crate::config::secret::Secret;
+use crate::gateway::ahead::Ahead;
 use crate::gateway::answer::Rejection;
 use crate::gateway::authorize::Accepted;
 use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
+use crate::gateway::connect::SetupError;
+use crate::gateway::feedback::Judged;
 use crate::gateway::fields::Hop;
 use crate::gateway::inbound::Inbound;
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
 use crate::gateway::record::{Record, Recorded};
 use crate::gateway::request_id::{RequestIds, X_REQUEST_ID};
-use crate::gateway::tls::TlsError;
 use crate::gateway::upstream::Upstream;
 use crate::limit::ledger::Call;
+use crate::limit::quota::Mode;
 use crate::metrics::Metrics;
 use crate::operation::{Group, Operation};
 
@@ -121,6 +130,20 @@ impl Shared {
             config,
         })
     }
+
+    /// How far answers are read ahead.
+    fn ahead(&self) -> Ahead {
+        let Config {
+            buffers, timeouts, ..
+        } = &self.config;
+        Ahead {
+            buffer: buffers.per_request,
+            total: buffers.total,
+            budget: self.budget.clone(),
+            idle: self.config.upstream.idle_timeout,
+            least_in: timeouts.write,
+        }
+    }
 }
 
 /// One worker's gateway. Cheap to clone.
@@ -132,8 +155,8 @@ pub struct Gateway {
 
 impl Gateway {
     /// # Errors
-    /// [`TlsError`]: the upstream's certificates could not be checked.
-    pub fn new(shared: Arc<Shared>) -> Result<Self, TlsError> {
+    /// [`SetupError`]: the upstream could never be reached as configured.
+    pub fn new(shared: Arc<Shared>) -> Result<Self, SetupError> {
         let upstream = Upstream::new(&shared.config.upstream)?;
         Ok(Self { shared, upstream })
     }
@@ -175,7 +198,7 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Response<Answer>, Rejection> {
         let shared = &*self.shared;
-        let target = classify::target(&head.method, &head.uri)?;
+        let target = target::of(&head.method, &head.uri)?;
         let Classified {
             operation,
             endpoint,
@@ -224,28 +247,39 @@ impl Gateway {
         let held = payload.held();
         record.received(held);
 
-        let waits = record.waits();
-        let permit = lane.admit(Ask { held, ..ask }).await?;
-        drop(waits);
-        if caller.is_gone() {
-            return Err(Rejection::ClientGone);
-        }
+        let mut turn = lane.turn(Ask { held, ..ask });
         let patience = policy.response_timeout(operation);
+        let once = payload.is_streamed();
+        // Where nothing is enforced, nothing is held up: not even for its own good.
+        let repeats = operation.repeats() && !once && policy.mode == Mode::Enforce;
         let request_id = record.request_id().clone();
-        let request = || self.request(&head, target, &request_id, payload.outgoing()?);
-        let goes = record.goes();
-        let sent = self.upstream.send(permit, request, patience).await;
-        drop(goes);
-        let (response, exchange) = match sent {
-            Ok(answered) => answered,
-            Err(error) => return Err(blame(&payload, error)),
-        };
-        let status = response.status().as_u16();
-        record.upstream_answered(status);
-        shared.accepted.answered(credential, status);
-        let idle = shared.config.upstream.idle_timeout;
-        let held = shared.config.buffers.per_request;
-        Ok(feedback::pass(response, exchange, held, idle).await?)
+        let mut refused = None;
+        loop {
+            let waits = record.waits();
+            let admitted = turn.admit().await;
+            drop(waits);
+            let permit = match (admitted, refused) {
+                (Ok(permit), _) => permit,
+                (Err(shed), None) => return Err(shed.into()),
+                // It cannot make it: what the upstream said is what there is to say.
+                (Err(_), Some(answer)) => return Ok(answer),
+            };
+            if caller.is_gone() {
+                return Err(Rejection::ClientGone);
+            }
+            let request = || self.request(&head, target, &request_id, payload.outgoing()?);
+            let goes = record.goes();
+            let sent = self.upstream.send(permit, request, once, patience).await;
+            drop(goes);
+            let answered = sent.map_err(|error| blame(&payload, error))?;
+            let status = answered.0.status().as_u16();
+            record.upstream_answered(status);
+            shared.accepted.answered(credential, status);
+            match feedback::judge(answered, &shared.ahead(), repeats).await? {
+                Judged::Answer(answer) => return Ok(answer),
+                Judged::Again(answer) => refused = Some(answer),
+            }
+        }
     }
 
     /// The request as the upstream gets it: the target byte for byte as it was classified.

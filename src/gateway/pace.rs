@@ -90,6 +90,7 @@ mod tests {
         body_total: Duration::from_secs(300),
         write: Duration::from_secs(30),
         keep_alive: Duration::from_secs(75),
+        drain: Duration::from_secs(30),
     };
 
     /// Sends `bytes` every `gap`; returns when it is too slow, if it ever is within an hour.

@@ -67,7 +67,8 @@ pub struct Held {
 }
 
 impl Held {
-    fn nothing(budget: &Budget) -> Self {
+    /// No share yet.
+    pub fn nothing(budget: &Budget) -> Self {
         Self {
             budget: budget.clone(),
             bytes: 0,
@@ -75,7 +76,7 @@ impl Held {
     }
 
     /// Takes `bytes` more, if not more than `total` are held then.
-    fn grow(&mut self, bytes: u64, total: u64) -> bool {
+    pub fn grow(&mut self, bytes: u64, total: u64) -> bool {
         let room = |held: u64| held.checked_add(bytes).filter(|&held| held <= total);
         let Budget { held, shown } = &self.budget;
         let grown = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
@@ -85,6 +86,11 @@ impl Held {
         shown.add(gauged(bytes));
         self.bytes += bytes;
         true
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 
@@ -117,6 +123,11 @@ impl Payload {
             Payload::Held { bytes, .. } => Some(Outgoing::held(bytes.clone())),
             Payload::Streamed { upload, .. } => upload.take().map(Outgoing::streamed),
         }
+    }
+
+    /// Whether it can be sent once only.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self, Payload::Streamed { .. })
     }
 
     /// Bytes of it that are held here.

@@ -152,7 +152,9 @@ impl Record {
         if let Some(lane) = &self.lane {
             let timing = HeaderValue::try_from(self.timing());
             append(response.headers_mut(), SERVER_TIMING, timing);
-            limit_fields::add(response.headers_mut(), lane);
+            if self.shared.config.answers.rate_limit_headers {
+                limit_fields::add(response.headers_mut(), lane);
+            }
         }
         self.overhead = self.body_read.map(|read| {
             let known = self.queued.unwrap_or_default() + self.upstream.unwrap_or_default();

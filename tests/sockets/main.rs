@@ -13,5 +13,6 @@ mod uploads;
 mod saturation;
 mod disconnects;
 mod permits;
+mod retries;
 mod draining;
 mod full;
