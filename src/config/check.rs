@@ -39,6 +39,7 @@ pub fn check(path: &Path, colours: bool, out: &mut impl Write) -> io::Result<Ver
         }
         Err(LoadError::Faults(faults)) => {
             write!(out, "{}", faults.render(colours))?;
+            writeln!(out, "\n{}: 1 fault", path.display())?;
             Ok(Verdict::Refused)
         }
     }

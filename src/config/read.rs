@@ -118,7 +118,10 @@ impl<'a> At<'a> {
             Value::Nothing => return Vec::new(),
             other => {
                 let fault = self.fault("expected a map of keys and values");
-                faults.push(fault.label(format!("this is {}", other.kind())));
+                let fault = fault.label(format!("this is {}", other.kind()));
+                let key = matches!(other, Value::Text(text) if text.contains([':', '=']));
+                let help = "a setting is written `key: value`, with a space behind the colon";
+                faults.push(fault.maybe_help(key.then(|| help.to_owned())));
                 return Vec::new();
             }
         };

@@ -127,9 +127,9 @@ fn strip(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
     let named = headers
         .get_all(http::header::CONNECTION)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        // Bytes: one name that is no text takes the others with it otherwise.
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         .filter(|name| !is_end_to_end(name.as_str()));
     let known = headers
         .keys()
