@@ -1,15 +1,18 @@
 //! The one binary: wires everything, owns the exit codes.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use podgate::admin::health;
 use podgate::config::Config;
 use podgate::config::check::{self, Verdict};
 use podgate::config::overrides::{Given, Overrides};
 use podgate::config::process::{Log, LogFormat, LogLevel};
+use podgate::config::schema;
 use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::notify::{self, State};
 use podgate::serve::StartError;
 use podgate::{demo, listener, serve};
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +37,10 @@ enum Command {
         /// The file.
         file: PathBuf,
     },
+    /// Print the configuration's JSON Schema.
+    Schema,
+    /// Ask a running podgate whether it is ready: exit 0, or 1 and why not.
+    Health(HealthArgs),
     /// Serve an emulated Runpod API.
     Emulate(EmulateArgs),
     /// Show the gateway at work before an emulated API: no account, no configuration.
@@ -59,11 +66,23 @@ struct ServeArgs {
     workers: Option<String>,
 }
 
+#[derive(Args)]
+struct HealthArgs {
+    /// Where its metrics and health are.
+    #[arg(long, env = "PODGATE_ADMIN", value_name = "ADDR")]
+    admin: Option<String>,
+    /// The configuration it was started with, if that says where.
+    #[arg(long, env = "PODGATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     listener::raise_open_files();
     match Cli::parse().command {
         Command::Serve(args) => run_serve(args),
         Command::Check { file } => run_check(&file),
+        Command::Schema => print_schema(),
+        Command::Health(args) => run_health(args),
         Command::Emulate(args) => cli::main(&args),
         Command::Demo(args) => demo::main(&args),
     }
@@ -77,6 +96,35 @@ fn run_check(file: &Path) -> ExitCode {
         Ok(Verdict::Refused) => ExitCode::from(BAD_USAGE),
         // Nobody reads what we write.
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn print_schema() -> ExitCode {
+    match writeln!(std::io::stdout(), "{:#}", schema::json()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Nobody reads what we write.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run_health(args: HealthArgs) -> ExitCode {
+    let overrides = Overrides {
+        admin: args.admin.map(|text| Given::new("--admin", text)),
+        ..Overrides::default()
+    };
+    let admin = match Config::admin_address(args.config.as_deref(), &overrides) {
+        Ok(admin) => admin,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    match health::ask(admin) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("podgate: {why}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -123,12 +171,16 @@ fn run_serve(args: ServeArgs) -> ExitCode {
             };
         }
     };
-    eprintln!(
-        "podgate ready on http://{}, admin on http://{}, upstream {}",
-        running.listen, running.admin, running.shared.config.upstream.target
-    );
-    match wait_for_the_end() {
+    let ready = || {
+        eprintln!(
+            "podgate ready on http://{}, admin on http://{}, upstream {}",
+            running.listen, running.admin, running.shared.config.upstream.target
+        );
+        notify::tell(State::Ready);
+    };
+    match wait_for_the_end(ready) {
         Ok(()) => {
+            notify::tell(State::Stopping);
             tracing::info!("draining; a second signal stops at once");
             running.drain();
             ExitCode::SUCCESS
@@ -159,8 +211,9 @@ fn log_to_stderr(log: &Log) {
     }
 }
 
-/// Returns at the first SIGTERM or SIGINT; a second one ends the process.
-fn wait_for_the_end() -> std::io::Result<()> {
+/// Returns at the first SIGTERM or SIGINT; a second one ends the process. Calls `ready` once both
+/// are caught: whoever is told may end us at once.
+fn wait_for_the_end(ready: impl FnOnce()) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -171,6 +224,7 @@ fn wait_for_the_end() -> std::io::Result<()> {
             signal(SignalKind::interrupt())?,
         )
     };
+    ready();
     let mut either = async move || {
         tokio::select! {
             _ = term.recv() => {}

@@ -150,9 +150,10 @@ pub fn start_logging(
     let door = Admin {
         metrics,
         admission: shared.admission.clone(),
-        closing: closed.clone(),
+        config: shared.config.to_json(),
+        hosts: shared.config.admin_hosts.clone(),
+        closing: closed,
     };
-    let mut closed = closed;
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
             served = door.serve(admin) => {
@@ -160,7 +161,8 @@ pub fn start_logging(
                     tracing::error!(%error, "the admin door cannot use its socket");
                 }
             }
-            _ = closed.wait_for(|&closing| closing) => {}
+            // Until the last client is seen out there is something to see.
+            () = all.closed() => {}
         }
     })?);
     Ok(Running {

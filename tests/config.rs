@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use podgate::config::Config;
+use podgate::config::{Config, schema};
 use podgate::config::check::{Verdict, check, check_text};
 use podgate::config::overrides::{Given, Overrides};
 use proptest::prelude::*;
+use serde_json::Value;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config")
@@ -163,6 +164,117 @@ fn what_a_flag_replaces_is_not_held_against_the_file() {
     let said = refused.expect_err("refused").to_string();
     assert!(said.contains("can be reached from other hosts"), "{said}");
     assert!(taken.is_ok());
+}
+
+/// `file` is `expected`, or is made so.
+fn is_current(file: &str, expected: &str) {
+    if std::env::var_os("UPDATE").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        fs::write(path, expected).expect("written");
+    } else if repository_file(file) != expected {
+        panic!("{file} is not current: UPDATE=1 cargo test --test config writes it");
+    }
+}
+
+#[test]
+fn the_schema_beside_the_example_is_what_podgate_prints() {
+    let schema = format!("{:#}\n", schema::json());
+    is_current("config/podgate.schema.json", &schema);
+}
+
+/// A key as the schema has it, and the way to it.
+struct Documented {
+    path: String,
+    shown: Value,
+}
+
+/// All keys of `map`, each before those below it.
+fn keys(schema: &Value, map: &Value, path: &str, found: &mut Vec<Documented>) {
+    for (name, key) in map["properties"].as_object().expect("a map's keys") {
+        let path = match path {
+            "" => name.clone(),
+            path => format!("{path}.{name}"),
+        };
+        found.push(Documented {
+            path: path.clone(),
+            shown: key.clone(),
+        });
+        let below = |map: &Value| {
+            let (_, name) = map["$ref"].as_str()?.rsplit_once('/')?;
+            Some((name.to_owned(), schema["$defs"][name].clone()))
+        };
+        let choices = key["anyOf"].as_array().into_iter().flatten();
+        let map = choices.chain([key]).find_map(below);
+        match map {
+            // All groups are alike, and shown once; `status` has all keys there are.
+            Some((name, map)) if name == "groups" => {
+                let status = &map["properties"]["status"];
+                let (_, map) = below(status).expect("a group");
+                keys(schema, &map, &format!("{path}.NAME"), found);
+            }
+            Some((_, map)) => keys(schema, &map, &path, found),
+            None => {}
+        }
+    }
+}
+
+fn documented() -> Vec<Documented> {
+    let schema = schema::json();
+    let mut found = Vec::new();
+    keys(&schema, &schema, "", &mut found);
+    assert!(found.len() > 40, "only {}", found.len());
+    found
+}
+
+#[test]
+fn every_key_is_read() {
+    for Documented { path, .. } in documented() {
+        let mut text = String::new();
+        for (depth, name) in path.split('.').enumerate() {
+            let name = name.replace("NAME", "status");
+            text += &format!("{}{name}:\n", "  ".repeat(depth));
+        }
+        text.truncate(text.trim_end().len());
+        // Right for nothing.
+        text += " [[]]\n";
+        let (verdict, said) = report("key.yaml", &text);
+        assert_eq!(verdict, Verdict::Refused, "{path} is not read");
+        assert!(!said.contains("no such key"), "{said}");
+        assert!(!said.contains("report it"), "{said}");
+    }
+}
+
+#[test]
+fn the_table_of_keys_is_current() {
+    let (begin, end) = ("<!-- keys: UPDATE=1 cargo test --test config -->\n", "<!-- /keys -->\n");
+    let readme = repository_file("README.md");
+    let (before, rest) = readme.split_once(begin).expect("where the table begins");
+    let (_, after) = rest.split_once(end).expect("where the table ends");
+    let mut table = "| key | default | meaning |\n| --- | --- | --- |\n".to_owned();
+    for Documented { path, shown } in documented() {
+        // What is a map says its meaning by its keys.
+        if path != "endpoints" && shown["$ref"] != Value::Null && path != "upstream.api_key" {
+            continue;
+        }
+        let default = match &shown["default"] {
+            Value::Null if path.starts_with("groups.") => "by group".to_owned(),
+            Value::Null => "–".to_owned(),
+            Value::String(text) => format!("`{text}`"),
+            Value::Array(items) if items.is_empty() => "none".to_owned(),
+            other => format!("`{other}`"),
+        };
+        let mut meaning = shown["description"].as_str().expect("a meaning").to_owned();
+        if let Some(words) = shown["enum"].as_array() {
+            let words: Vec<_> = words.iter().filter_map(Value::as_str).collect();
+            meaning = format!("`{}`. {meaning}", words.join("`, `"));
+        }
+        if let Some(word) = shown["anyOf"][0]["const"].as_str() {
+            meaning = format!("Or `{word}`. {meaning}");
+        }
+        let meaning = meaning.trim_end_matches('.').replace('|', "\\|");
+        table += &format!("| `{path}` | {default} | {meaning} |\n");
+    }
+    is_current("README.md", &format!("{before}{begin}{table}{end}{after}"));
 }
 
 /// Texts near enough to a configuration that they reach every reader.

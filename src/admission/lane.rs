@@ -34,6 +34,16 @@ pub struct Ask {
     pub held: u64,
 }
 
+impl Ask {
+    fn waiter(&self, now: Timestamp) -> Waiter {
+        Waiter {
+            flow: self.flow,
+            call: self.call,
+            deadline: now + self.patience,
+        }
+    }
+}
+
 /// What a lane tells those who only look.
 #[derive(Clone, Debug)]
 pub struct LaneView {
@@ -162,6 +172,16 @@ impl LaneCell {
         }
     }
 
+    /// Whether asking now would be in vain: for whoever is to be told before it sends what is large.
+    ///
+    /// # Errors
+    /// [`Shed`]: it would be shed at once.
+    pub fn foresee(&self, ask: Ask) -> Result<(), Shed> {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.lane.foresee(&ask.waiter(now), now)
+    }
+
     fn ask(self: &Arc<Self>, ask: Ask, before: Option<First>) -> (Asked, First) {
         let mut news = News::default();
         let mut state = self.state.lock();
@@ -171,9 +191,8 @@ impl LaneCell {
             deadline: now + ask.patience,
         });
         let waiter = Waiter {
-            flow: ask.flow,
-            call: ask.call,
             deadline: first.deadline,
+            ..ask.waiter(now)
         };
         let verdict = match before {
             None => state.lane.ask(waiter, now),

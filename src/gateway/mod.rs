@@ -2,9 +2,15 @@
 
 pub mod presence;
 pub mod request_id;
+pub mod framing;
+pub mod head;
+pub mod target;
 pub mod classify;
 pub mod authorize;
 pub mod patience;
+pub mod linger;
+pub mod inbound;
+pub mod pace;
 pub mod payload;
 pub mod fields;
 pub mod tls;
@@ -24,7 +30,7 @@ pub mod stack;
 
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, HOST, HeaderValue};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri, request};
 use hyper::body::Incoming;
@@ -42,6 +48,8 @@ use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
 use crate::gateway::connect::SetupError;
 use crate::gateway::feedback::Judged;
+use crate::gateway::fields::Hop;
+use crate::gateway::inbound::Inbound;
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
 use crate::gateway::record::{Record, Recorded};
@@ -62,6 +70,7 @@ pub struct Shared {
     accepted: Accepted,
     budget: Budget,
     host: HeaderValue,
+    hop: Hop,
     authorization: Option<HeaderValue>,
 }
 
@@ -115,6 +124,7 @@ impl Shared {
             accepted: Accepted::default(),
             budget: Budget::new(metrics.buffered().clone()),
             host,
+            hop: Hop::fresh(),
             authorization: key.map(field).transpose()?,
             metrics,
             config,
@@ -155,33 +165,54 @@ impl Gateway {
     pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
         let (head, body) = request.into_parts();
         let mut record = Record::begin(&self.shared, &head, caller.address);
-        let answered = tokio::select! {
-            biased;
-            answered = self.answer(head, body, caller, &mut record) => answered,
-            () = caller.gone() => Err(Rejection::ClientGone),
+        let mut body = Inbound::new(body, head::waits_to_be_asked(&head));
+        let asked = body.asked();
+        let sound = caller.framing().next();
+        let answered = match sound.and_then(|()| head::check(&head, &self.shared.hop)) {
+            Err(bad) => {
+                body.abandon();
+                Err(bad.into())
+            }
+            Ok(()) => tokio::select! {
+                biased;
+                answered = self.answer(head, body, caller, &mut record) => answered,
+                () = caller.gone() => Err(Rejection::ClientGone),
+            },
         };
-        record.finish(answered)
+        let ends = answered.as_ref().is_err_and(Rejection::ends_the_connection);
+        let mut response = record.finish(answered);
+        if ends || asked.waits() {
+            caller.leave_unread();
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        response
     }
 
     /// The page: a request's way, top to bottom.
     async fn answer(
         &self,
         head: request::Parts,
-        body: Incoming,
+        body: Inbound,
         caller: &Caller,
         record: &mut Record,
     ) -> Result<Response<Answer>, Rejection> {
         let shared = &*self.shared;
+        let target = target::of(&head.method, &head.uri)?;
         let Classified {
             operation,
             endpoint,
-        } = classify::operation(&head.method, head.uri.path())?;
+        } = classify::operation(&head.method, target.path())?;
         let group = operation.group();
         let GroupVerdict::Policy(policy) = shared.config.group(endpoint, group) else {
             return Err(Rejection::OtherRejected);
         };
         record.classified(operation);
-        let credential = shared.accepted.credential(&head.headers);
+        // With a key of our own in its place the upstream accepts whatever a client makes up.
+        let credential = match shared.authorization {
+            None => shared.accepted.credential(&head.headers),
+            Some(_) => None,
+        };
         let flow = shared
             .admission
             .flow(caller.address, shared.accepted.known(credential));
@@ -191,21 +222,32 @@ impl Gateway {
             buffers: shared.config.buffers,
             timeouts: shared.config.timeouts,
         };
-        let payload = payload::receive(body, &terms, &shared.budget).await;
-        let lane = shared
-            .admission
-            .lane(Account::default(), endpoint, group, policy);
-        let held = payload.as_ref().map_or(0, Payload::held);
-        record.received(&lane, held);
-        let mut payload = payload?;
-
         let ask = Ask {
             flow,
             call: call(operation),
             patience: patience::of(&head.headers, operation, policy.max_wait),
-            held,
+            held: 0,
         };
-        let mut turn = lane.turn(ask);
+        let lane = || {
+            let account = Account::default();
+            shared.admission.lane(account, endpoint, group, policy)
+        };
+        if body.asked().waits() {
+            // Told before it sends: refused here, it need not.
+            let lane = lane();
+            record.decided_by(&lane);
+            payload::fits(&body, &terms)?;
+            lane.foresee(ask)?;
+        }
+        let payload = payload::receive(body, &terms, &shared.budget).await;
+        // Not held meanwhile: a slow upload would keep it from being forgotten.
+        let lane = lane();
+        record.decided_by(&lane);
+        let mut payload = payload?;
+        let held = payload.held();
+        record.received(held);
+
+        let mut turn = lane.turn(Ask { held, ..ask });
         let patience = policy.response_timeout(operation);
         let once = payload.is_streamed();
         // Where nothing is enforced, nothing is held up: not even for its own good.
@@ -225,7 +267,7 @@ impl Gateway {
             if caller.is_gone() {
                 return Err(Rejection::ClientGone);
             }
-            let request = || self.request(&head, &request_id, payload.outgoing()?);
+            let request = || self.request(&head, target, &request_id, payload.outgoing()?);
             let goes = record.goes();
             let sent = self.upstream.send(permit, request, once, patience).await;
             drop(goes);
@@ -244,16 +286,17 @@ impl Gateway {
     fn request(
         &self,
         head: &request::Parts,
+        target: &PathAndQuery,
         request_id: &HeaderValue,
         body: Outgoing,
     ) -> Option<Request<Outgoing>> {
         let shared = &*self.shared;
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
-        *request.uri_mut() = self.target(&head.uri)?;
+        *request.uri_mut() = self.target(target)?;
         *request.headers_mut() = head.headers.clone();
-        fields::towards_upstream(request.headers_mut(), &shared.host);
         let headers = request.headers_mut();
+        fields::towards_upstream(headers, head.version, &shared.host, &shared.hop);
         headers.insert(X_REQUEST_ID, request_id.clone());
         if let Some(authorization) = &shared.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
@@ -262,8 +305,7 @@ impl Gateway {
         Some(request)
     }
 
-    fn target(&self, uri: &Uri) -> Option<Uri> {
-        let asked = uri.path_and_query()?;
+    fn target(&self, asked: &PathAndQuery) -> Option<Uri> {
         let prefix = &self.shared.config.upstream.target.prefix;
         let target = match prefix.is_empty() {
             true => asked.clone(),

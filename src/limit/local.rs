@@ -189,6 +189,26 @@ impl LocalLane {
         }
     }
 
+    /// Whether [`LocalLane::ask`] would shed this newcomer at once. Nothing is taken and nobody joins.
+    ///
+    /// # Errors
+    /// [`Shed`]: it would.
+    pub fn foresee(&mut self, waiter: &Waiter, now: Timestamp) -> Result<(), Shed> {
+        let now = self.advance(now);
+        if self.mode != Mode::Enforce {
+            return Ok(());
+        }
+        let earliest = self.earliest(waiter, now);
+        let permits = self.ledger.in_use() < self.ledger.effective().concurrency;
+        if self.lane.is_clear() && earliest <= now && permits {
+            return Ok(());
+        }
+        match self.lane.place(waiter, earliest, now) {
+            Ok(_) => Ok(()),
+            Err(shed) => Err(self.with_hold(shed)),
+        }
+    }
+
     /// Lets a request pass whatever the limits say; they are counted all the same.
     fn pass(&mut self, waiter: Waiter, now: Timestamp) -> Verdict {
         let earliest = self.earliest(&waiter, now);

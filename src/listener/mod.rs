@@ -19,9 +19,12 @@ use tower::ServiceBuilder;
 
 use crate::config::process::Timeouts;
 use crate::gateway::Gateway;
+use crate::gateway::linger;
 use crate::gateway::presence::Caller;
 use crate::gateway::stack::CatchPanic;
 use crate::metrics::Metrics;
+use crate::operation::Operation;
+use crate::outcome::Outcome;
 
 /// Connections the kernel keeps for us: with the usual 128 a burst of callers waits for SYNs to be
 /// sent again.
@@ -116,31 +119,43 @@ impl Door {
         http.timer(TokioTimer::new())
             .header_read_timeout(self.timeouts.header);
         async move {
-            let _open = open;
+            let open = open;
             // Without it each small answer waits for the acknowledgement of the one before.
             let _ = stream.set_nodelay(true);
             let (caller, socket) = Caller::new(peer.ip(), stream);
+            let calling = caller.clone();
             let forward = move |request: Request<Incoming>| {
-                let (gateway, caller) = (gateway.clone(), caller.clone());
+                let (gateway, caller) = (gateway.clone(), calling.clone());
                 async move { Ok::<_, std::convert::Infallible>(gateway.forward(request, &caller).await) }
             };
             let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
-            let served =
-                http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
-            let mut served = std::pin::pin!(served);
-            let ended = tokio::select! {
-                result = served.as_mut() => Some(result),
-                () = closed(&mut closing) => None,
-            };
-            let result = match ended {
-                Some(result) => result,
-                None => {
-                    served.as_mut().graceful_shutdown();
-                    served.await
+            let result = {
+                let served =
+                    http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
+                let mut served = std::pin::pin!(served);
+                let ended = tokio::select! {
+                    result = served.as_mut() => Some(result),
+                    () = closed(&mut closing) => None,
+                };
+                match ended {
+                    Some(result) => result,
+                    None => {
+                        served.as_mut().graceful_shutdown();
+                        served.await
+                    }
                 }
             };
+            // hyper has answered what it could not read by itself.
+            let unreadable = result.as_ref().is_err_and(hyper::Error::is_parse);
+            if unreadable {
+                let requests = open.0.other();
+                requests.ended(Operation::Other, Outcome::BadRequest);
+            }
             if let Err(error) = result {
                 tracing::debug!(%error, "a client's connection ended badly");
+            }
+            if unreadable || caller.is_left_unread() {
+                linger::connection(&caller).await;
             }
         }
     }

@@ -3,9 +3,13 @@
 
 mod support;
 mod scripted;
+mod raw;
 
 mod through;
 mod records;
+mod routes;
+mod threats;
+mod uploads;
 mod saturation;
 mod disconnects;
 mod permits;

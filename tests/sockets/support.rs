@@ -238,6 +238,11 @@ impl Scene {
         let machine = Machine::take();
         (Gateway::start(self.config(upstream), self.logged), machine)
     }
+
+    /// The same beside others of one test.
+    pub fn before_beside(self, upstream: SocketAddr, _machine: Rc<Machine>) -> Gateway {
+        Gateway::start(self.config(upstream), self.logged)
+    }
 }
 
 pub fn machine() -> Rc<Machine> {
