@@ -5,6 +5,7 @@ pub mod request_id;
 pub mod classify;
 pub mod authorize;
 pub mod patience;
+pub mod pace;
 pub mod payload;
 pub mod fields;
 pub mod tls;
@@ -23,6 +24,7 @@ use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri, request};
 use hyper::body::Incoming;
+use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::admission::lane::Ask;
@@ -55,6 +57,8 @@ pub struct Shared {
     budget: Budget,
     host: HeaderValue,
     authorization: Option<HeaderValue>,
+    /// Turns true when nobody may wait any longer.
+    ending: watch::Sender<bool>,
 }
 
 /// A secret or a host that no header field can carry.
@@ -101,7 +105,19 @@ impl Shared {
             authorization: key.map(field).transpose()?,
             metrics,
             config,
+            ending: watch::Sender::new(false),
         })
+    }
+
+    /// Sends away whoever waits for its turn, and whoever would from now on.
+    pub fn end_waiting(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// Returns once [`Shared::end_waiting`] was called.
+    async fn ending(&self) {
+        // It can only fail if the sender is gone, and we hold it.
+        drop(self.ending.subscribe().wait_for(|&ending| ending).await);
     }
 }
 
@@ -175,7 +191,14 @@ impl Gateway {
             held,
         };
         let waits = record.waits();
-        let permit = lane.admit(ask).await?;
+        if *shared.ending.borrow() {
+            return Err(Rejection::Draining);
+        }
+        let permit = tokio::select! {
+            biased;
+            permit = lane.admit(ask) => permit?,
+            () = shared.ending() => return Err(Rejection::Draining),
+        };
         drop(waits);
         if caller.is_gone() {
             return Err(Rejection::ClientGone);
