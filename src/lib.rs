@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod config;
 pub mod access_log;
 pub mod admission;
+pub mod state;
 pub mod gateway;
 pub mod admin;
 pub mod listener;

@@ -113,9 +113,10 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         Err(error) => {
             eprintln!("podgate: {error}");
             return match error {
-                StartError::Bind { .. } | StartError::Metrics(_) | StartError::Thread(_) => {
-                    ExitCode::FAILURE
-                }
+                StartError::Bind { .. }
+                | StartError::Metrics(_)
+                | StartError::State(_)
+                | StartError::Thread(_) => ExitCode::FAILURE,
                 StartError::Key(_) | StartError::Field(_) | StartError::Tls(_) => {
                     ExitCode::from(BAD_USAGE)
                 }

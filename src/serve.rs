@@ -20,6 +20,7 @@ use crate::gateway::{Gateway, NoField, Shared};
 use crate::listener::room::Room;
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
+use crate::state::{Keeper, State, StateError};
 
 /// How long what is under way may take to end once nothing new is taken.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -43,6 +44,8 @@ pub enum StartError {
     Field(#[from] NoField),
     #[error("`upstream`: {0}")]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("the metrics cannot be declared: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("a thread or runtime cannot be made: {0}")]
@@ -62,6 +65,7 @@ pub struct Running {
     /// Fails once none of them has a client left.
     drained: mpsc::Receiver<()>,
     access_log: AccessLog,
+    keeper: Option<Keeper>,
 }
 
 /// Binds, starts the workers, and returns once requests are taken. Keeps no access log.
@@ -80,6 +84,8 @@ pub fn start_logging(
     config: Config,
     sink: Option<impl io::Write + Send + 'static>,
 ) -> Result<Running, StartError> {
+    // Before anything is bound: whoever has the directory may serve on these addresses too.
+    let state = config.state_dir.as_deref().map(State::take).transpose()?;
     let bind = |setting, address| {
         let listener = listener::bind(address);
         listener.map_err(|why| StartError::Bind {
@@ -119,8 +125,19 @@ pub fn start_logging(
         None => Ok(AccessLog::default()),
     };
     let access_log = access_log.map_err(StartError::Thread)?;
-    let shared = Shared::new(config, key.as_ref(), metrics.clone(), access_log.clone());
+    let before = state
+        .as_ref()
+        .map(|state| state.recall(config.upstream.margin));
+    let shared = Shared::new(
+        config,
+        key.as_ref(),
+        metrics.clone(),
+        access_log.clone(),
+        &before.unwrap_or_default(),
+    );
     let shared = Arc::new(shared?);
+    let keeper = state.map(|state| state.keep(shared.admission.clone()));
+    let keeper = keeper.transpose()?;
     let (closing, closed) = watch::channel(false);
     // Closed once no worker serves any more.
     let (all, serving) = watch::channel(());
@@ -174,6 +191,7 @@ pub fn start_logging(
         drain,
         drained,
         access_log,
+        keeper,
     })
 }
 
@@ -221,6 +239,9 @@ impl Running {
         for worker in self.workers {
             // A worker that panicked has said so itself.
             let _ = worker.join();
+        }
+        if let Some(keeper) = self.keeper {
+            keeper.finish();
         }
         self.access_log.close();
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// Lowest first, in tenths: what stands on one of them sees those below it, and itself.
-const FLOORS: [(&str, u32); 13] = [
+const FLOORS: [(&str, u32); 14] = [
     ("operation", 0),
     ("outcome", 0),
     ("limit", 10),
@@ -14,6 +14,7 @@ const FLOORS: [(&str, u32); 13] = [
     ("config", 30),
     ("access_log", 35),
     ("admission", 40),
+    ("state", 45),
     ("gateway", 50),
     ("admin", 50),
     ("listener", 60),

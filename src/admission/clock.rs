@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 use crate::limit::quota::Timestamp;
 
-/// The core's time starts here, so that a lane made at start-up already has a past.
-const HEAD_START: Duration = Duration::from_secs(1);
+/// The core's time starts here, so that a lane made at start-up already has a past: more than the
+/// longest window.
+const HEAD_START: Duration = Duration::from_secs(48 * 3600);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {

@@ -11,13 +11,13 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::admission::clock::Clock;
 use crate::admission::permit::Permit;
-use crate::config::policy::GroupPolicy;
 use crate::limit::fair_queue::{Waiter, WaiterId};
 use crate::limit::flow::FlowId;
 use crate::limit::ladder::Cause;
 use crate::limit::lane::Shed;
 use crate::limit::ledger::{Call, End, Slot};
 use crate::limit::local::{LocalLane, Settled, Snapshot, Verdict};
+use crate::limit::memory::Memory;
 use crate::limit::quota::{Mode, Rate, Timestamp};
 use crate::metrics::endpoint::EndpointMetrics;
 use crate::metrics::lanes::Queued;
@@ -323,13 +323,11 @@ impl LaneCell {
         &self.metrics
     }
 
-    pub(super) fn core(policy: &GroupPolicy, spent: bool, seed: u64, now: Timestamp) -> LocalLane {
-        let make = if spent {
-            LocalLane::spent
-        } else {
-            LocalLane::new
-        };
-        make(policy.quota, policy.queue, policy.mode, seed, now)
+    /// What the next process has to know of it.
+    pub(super) fn remember(&self) -> Memory {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.lane.remember(now)
     }
 }
 

@@ -19,6 +19,8 @@ use crate::admission::lane::LaneCell;
 use crate::config::policy::GroupPolicy;
 use crate::limit::flow::FlowId;
 use crate::limit::lane::Shed;
+use crate::limit::local::{LocalLane, Recalled};
+use crate::limit::memory::{Memory, Past};
 use crate::limit::quota::Timestamp;
 use crate::metrics::Metrics;
 use crate::metrics::endpoint::EndpointMetrics;
@@ -56,6 +58,10 @@ struct Shared {
     /// The most lanes with a life of their own.
     capacity: usize,
     hasher: RandomState,
+    /// The past of lanes that are new here, as of `ended`.
+    unseen: Past,
+    /// When an earlier process ended.
+    ended: Timestamp,
     lanes: RwLock<Lanes>,
 }
 
@@ -85,18 +91,73 @@ pub struct Listed {
     pub lane: Arc<LaneCell>,
 }
 
+/// One lane as the next process has to know it; `endpoint` as in [`Listed`].
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    pub account: Account,
+    pub endpoint: Option<Box<str>>,
+    pub group: Group,
+    pub memory: Memory,
+}
+
+/// What an earlier process has left.
+#[derive(Clone, Debug, Default)]
+pub struct Before {
+    /// How long ago that was.
+    pub elapsed: Duration,
+    pub lanes: Vec<Remembered>,
+    /// The past of lanes of which it says nothing.
+    pub unseen: Past,
+}
+
 impl Admission {
     /// `capacity`: the most lanes; endpoints past it share one lane a group.
     pub fn new(capacity: usize, metrics: Metrics) -> Self {
+        Self::after(&Before::default(), capacity, metrics)
+    }
+
+    /// The same after an earlier process. The lanes it names are made by [`Admission::recall`].
+    pub fn after(before: &Before, capacity: usize, metrics: Metrics) -> Self {
+        let clock = Clock::start();
         Self {
             shared: Arc::new(Shared {
-                clock: Clock::start(),
+                clock,
                 metrics,
                 capacity,
                 hasher: RandomState::new(),
+                unseen: before.unseen.clone(),
+                ended: clock.now().before(before.elapsed),
                 lanes: RwLock::default(),
             }),
         }
+    }
+
+    /// Makes a lane that goes on from where it was left. Only before it is asked for.
+    pub fn recall(&self, remembered: &Remembered, policy: &GroupPolicy) {
+        let shared = &self.shared;
+        let mut lanes = shared.lanes.write();
+        let Remembered { account, group, .. } = *remembered;
+        let memory = &remembered.memory;
+        match &remembered.endpoint {
+            Some(endpoint) if lanes.count < shared.capacity => {
+                shared.own(&mut lanes, account, endpoint, group, policy, memory);
+            }
+            _ => {
+                let cell = shared.cell(&mut lanes, None, group, policy, memory);
+                lanes.overflow.entry((account, group)).or_insert(cell);
+            }
+        }
+    }
+
+    /// What the next process has to know.
+    pub fn remember(&self) -> Vec<Remembered> {
+        let remember = |listed: Listed| Remembered {
+            account: listed.account,
+            endpoint: listed.endpoint,
+            group: listed.lane.group(),
+            memory: listed.lane.remember(),
+        };
+        self.list().into_iter().map(remember).collect()
     }
 
     /// The lane of one group of one endpoint, made with `policy` if it is new.
@@ -187,8 +248,6 @@ impl Shared {
         if lanes.count >= self.capacity {
             self.sweep(lanes, now);
         }
-        lanes.made += 1;
-        let seed = self.hasher.hash_one(lanes.made);
         // What this endpoint did through the lane it shared is not known apart: while anybody waits
         // there, is out from there, or has found it and will ask it, it goes on sharing; while that
         // lane's window is not empty a lane of its own starts as spent.
@@ -198,22 +257,71 @@ impl Shared {
         let shared = lanes.overflow.get(&(account, group)).cloned();
         if lanes.count >= self.capacity || busy {
             return shared.unwrap_or_else(|| {
-                let core = LaneCell::core(policy, false, seed, now);
-                let lane = LaneCell::new(core, group, self.metrics.other(), self.clock);
-                let lane = Arc::new(lane);
+                let lane = self.cell(lanes, None, group, policy, &self.new_here());
                 lanes.overflow.insert((account, group), lane.clone());
                 lane
             });
         }
-        let spent = shared.is_some_and(|lane| !lane.is_spent_free());
-        let core = LaneCell::core(policy, spent, seed, now);
-        let metrics = self.metrics.endpoint(endpoint);
-        metrics.expect_lane(group);
-        let lane = Arc::new(LaneCell::new(core, group, metrics, self.clock));
+        let memory = match shared {
+            Some(lane) if !lane.is_spent_free() => Memory {
+                past: Past::Unknown {
+                    ahead: now.since(self.ended) + policy.quota.margin,
+                },
+                ..Memory::default()
+            },
+            _ => self.new_here(),
+        };
+        self.own(lanes, account, endpoint, group, policy, &memory)
+    }
+
+    /// What is known of a lane that is new here.
+    fn new_here(&self) -> Memory {
+        Memory {
+            past: self.unseen.clone(),
+            ..Memory::default()
+        }
+    }
+
+    /// An endpoint's own lane.
+    fn own(
+        &self,
+        lanes: &mut Lanes,
+        account: Account,
+        endpoint: &str,
+        group: Group,
+        policy: &GroupPolicy,
+        memory: &Memory,
+    ) -> Arc<LaneCell> {
+        let lane = self.cell(lanes, Some(endpoint), group, policy, memory);
         let endpoints = lanes.by_account.entry(account).or_default();
         endpoints.entry(endpoint.into()).or_default()[group.index()] = Some(lane.clone());
         lanes.count += 1;
         lane
+    }
+
+    /// A lane with `memory` as of `ended`.
+    fn cell(
+        &self,
+        lanes: &mut Lanes,
+        endpoint: Option<&str>,
+        group: Group,
+        policy: &GroupPolicy,
+        memory: &Memory,
+    ) -> Arc<LaneCell> {
+        let now = self.clock.now();
+        lanes.made += 1;
+        let seed = self.hasher.hash_one(lanes.made);
+        let recalled = Recalled {
+            memory,
+            elapsed: now.since(self.ended),
+        };
+        let core = LocalLane::recall(policy.quota, policy.queue, policy.mode, seed, recalled, now);
+        let metrics = match endpoint {
+            Some(endpoint) => self.metrics.endpoint(endpoint),
+            None => self.metrics.other(),
+        };
+        metrics.expect_lane(group);
+        Arc::new(LaneCell::new(core, group, metrics, self.clock))
     }
 
     /// Forgets lanes that nobody holds and that have nothing to remember. Whoever holds one got it

@@ -80,6 +80,9 @@ pub(super) fn write_over(
         let threads = usize::try_from(at.whole(WORKERS, faults)?).ok()?;
         NonZeroUsize::new(threads).map(Some)
     });
+    entries.set("state_dir", &mut config.state_dir, |at| {
+        path(at, folder, faults).map(Some)
+    });
     if let Some(at) = entries.get("upstream") {
         upstream(&mut config.upstream, at, folder, &mut places, faults);
     }

@@ -48,6 +48,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Threads; `None`: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
+    /// Where what outlives the process is kept; `None`: a restart forgets.
+    pub state_dir: Option<PathBuf>,
     pub upstream: Upstream,
     /// Towards clients.
     pub timeouts: Timeouts,
@@ -76,6 +78,7 @@ impl Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
             workers: None,
+            state_dir: None,
             upstream: Upstream::default(),
             timeouts: Timeouts::default(),
             buffers: Buffers::default(),

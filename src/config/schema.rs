@@ -16,6 +16,7 @@ pub(super) static ROOT: Level = Level {
         "listen",
         "admin",
         "workers",
+        "state_dir",
         "upstream",
         "timeouts",
         "buffers",

@@ -59,6 +59,9 @@ impl Config {
         if let Some(workers) = self.workers {
             shown["workers"] = json!(workers);
         }
+        if let Some(folder) = &self.state_dir {
+            shown["state_dir"] = json!(folder);
+        }
         if let Some(source) = &upstream.api_key {
             shown["upstream"]["api_key"] = match source {
                 SecretSource::File(path) => json!({ "file": path.to_string_lossy() }),

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::admission::lane::Ask;
-use crate::admission::{Account, Admission};
+use crate::admission::{Account, Admission, Before};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
 use crate::config::secret::Secret;
@@ -67,7 +67,8 @@ pub struct Shared {
 pub struct NoField(&'static str);
 
 impl Shared {
-    /// `key`: put into every request in the place of what the client sent. Endpoints that the
+    /// `key`: put into every request in the place of what the client sent. `before`: what an earlier
+    /// process has left. Endpoints that the
     /// configuration names have their lanes and series from the start.
     ///
     /// # Errors
@@ -77,6 +78,7 @@ impl Shared {
         key: Option<&Secret>,
         metrics: Metrics,
         access_log: AccessLog,
+        before: &Before,
     ) -> Result<Self, NoField> {
         let host = HeaderValue::try_from(config.upstream.target.authority())
             .map_err(|_| NoField("the upstream's host"))?;
@@ -86,7 +88,14 @@ impl Shared {
             field.set_sensitive(true);
             Ok(field)
         };
-        let admission = Admission::new(config.limits.lanes as usize, metrics.clone());
+        let admission = Admission::after(before, config.limits.lanes as usize, metrics.clone());
+        for lane in &before.lanes {
+            // Endpoints past the cap have the limits that no rule matches.
+            let endpoint = lane.endpoint.as_deref().unwrap_or_default();
+            if let GroupVerdict::Policy(policy) = config.group(endpoint, lane.group) {
+                admission.recall(lane, policy);
+            }
+        }
         for endpoint in config.named_endpoints() {
             metrics.expect(&metrics.endpoint(endpoint));
             for group in Group::ALL {

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::limit::ledger::{Effective, is_shaped};
+use crate::limit::memory::Learnt;
 use crate::limit::quota::{Burst, Quota, Rate, Timestamp, nanos};
 
 /// Clean windows before the burst doubles, doubling at each failure up to `LONGEST_RELEARN`.
@@ -79,6 +80,36 @@ impl Ladder {
             relearn_after: RELEARN_WINDOWS,
             relearnt: false,
         }
+    }
+
+    /// What was learnt, for the next process.
+    pub fn learnt(&self) -> Learnt {
+        let (now, base) = (self.effective, self.base);
+        let learnt = |now: u32, base: u32| (now != base).then_some(now);
+        Learnt {
+            requests: learnt(now.requests, base.requests),
+            burst: learnt(now.burst, base.burst),
+            concurrency: learnt(now.concurrency, base.concurrency),
+            relearn_after: match self.relearn_after {
+                RELEARN_WINDOWS => 0,
+                longer => longer,
+            },
+        }
+    }
+
+    /// Goes on from what an earlier process has learnt, within the quota.
+    pub fn recall(&mut self, learnt: &Learnt) {
+        let within = |learnt: Option<u32>, base: u32, most: u32| match learnt {
+            Some(learnt) => learnt.clamp(1, most.max(1)),
+            None => base,
+        };
+        let (base, most_burst) = (self.base, self.most_burst());
+        self.effective = Effective {
+            requests: within(learnt.requests, base.requests, base.requests),
+            burst: within(learnt.burst, base.burst, most_burst),
+            concurrency: within(learnt.concurrency, base.concurrency, base.concurrency),
+        };
+        self.relearn_after = learnt.relearn_after.max(RELEARN_WINDOWS);
     }
 
     /// W, or what stands for it.

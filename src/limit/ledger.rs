@@ -8,6 +8,7 @@ use std::collections::BinaryHeap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::limit::memory::{Memory, Out};
 use crate::limit::quota::{Burst, Counts, Quota, Rate, Timestamp};
 use crate::limit::throttle::ProbeId;
 use crate::limit::token_bucket::TokenBucket;
@@ -18,7 +19,7 @@ use crate::limit::window_guard::{Arrival, WindowGuard, hold};
 const SHAPED_FROM: u32 = 100;
 
 /// How long the upstream keeps the call open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Call {
     Short,
     /// Kept open on purpose; at most `hold_share` of the permits.
@@ -130,6 +131,56 @@ impl Ledger {
     pub fn spent(quota: Quota, now: Timestamp) -> Self {
         let latest_arrival = now + quota.margin;
         Self::with_window(quota, WindowGuard::spent(quota.rate, latest_arrival), now)
+    }
+
+    /// A ledger that goes on from what another has known, `elapsed` before `now`.
+    pub fn recall(quota: Quota, memory: &Memory, elapsed: Duration, now: Timestamp) -> Self {
+        let window = WindowGuard::recall(quota.rate, &memory.past, elapsed, now);
+        let mut ledger = Self::with_window(quota, window, now);
+        if let (Some(bucket), Some(rate), Some(tokens)) =
+            (&mut ledger.bucket, quota.rate, memory.tokens)
+            && let Some(depth) = NonZeroU32::new(ledger.effective.burst)
+        {
+            let then = now.before(elapsed);
+            let requests = ledger.effective.requests;
+            *bucket = TokenBucket::with_tokens(tokens, depth, requests, rate.period(), then);
+            bucket.advance(None, now);
+        }
+        for out in &memory.permits {
+            let held = out.call == Call::Held;
+            ledger.in_use += 1;
+            ledger.held_in_use += u32::from(held);
+            let free = (now + out.free_in).before(elapsed);
+            ledger.settling.push(Reverse((free, held)));
+        }
+        ledger.advance(false, now);
+        ledger
+    }
+
+    /// What the next process has to know of what was spent; of what was learnt nothing.
+    /// `advance` to `now` first.
+    pub fn remember(&self, now: Timestamp) -> Memory {
+        let call = |held| if held { Call::Held } else { Call::Short };
+        let settling = self.settling.iter().map(|&Reverse((free, held))| Out {
+            free_in: free.since(now),
+            call: call(held),
+        });
+        // Whatever else is out ends with this process.
+        let mut settling: Vec<_> = settling.collect();
+        settling.sort_unstable();
+        let held = settling.iter().filter(|out| out.call == Call::Held).count();
+        let open = self.in_use as usize - settling.len();
+        let open_held = self.held_in_use as usize - held;
+        let torn = |number| Out {
+            free_in: self.quota.margin.max(self.quota.settle),
+            call: call(number < open_held),
+        };
+        Memory {
+            past: self.window.remember(self.quota.margin, now),
+            permits: settling.into_iter().chain((0..open).map(torn)).collect(),
+            tokens: self.bucket.as_ref().map(TokenBucket::tokens),
+            ..Memory::default()
+        }
     }
 
     fn with_window(quota: Quota, window: WindowGuard, now: Timestamp) -> Self {

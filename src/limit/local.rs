@@ -9,6 +9,7 @@ use crate::limit::flow::FlowId;
 use crate::limit::ladder::{Cause, Refusal};
 use crate::limit::lane::{Lane, Next, Shed};
 use crate::limit::ledger::{Call, Denied, Effective, End, Ledger, Limit, Slot};
+use crate::limit::memory::Memory;
 use crate::limit::quota::{Mode, Quota, Timestamp};
 use crate::limit::throttle::Gate;
 
@@ -52,6 +53,13 @@ pub struct Snapshot {
     pub idle: Duration,
 }
 
+/// What an earlier process has remembered, and how long ago that was.
+#[derive(Clone, Copy, Debug)]
+pub struct Recalled<'a> {
+    pub memory: &'a Memory,
+    pub elapsed: Duration,
+}
+
 pub struct LocalLane {
     lane: Lane,
     ledger: Ledger,
@@ -72,6 +80,39 @@ impl LocalLane {
     /// A lane whose last W is unknown: its window starts as spent.
     pub fn spent(quota: Quota, capacity: usize, mode: Mode, seed: u64, now: Timestamp) -> Self {
         Self::with_ledger(Ledger::spent(quota, now), quota, capacity, mode, seed, now)
+    }
+
+    /// A lane that goes on from what an earlier process has remembered, `elapsed` before `now`.
+    pub fn recall(
+        quota: Quota,
+        capacity: usize,
+        mode: Mode,
+        seed: u64,
+        recalled: Recalled<'_>,
+        now: Timestamp,
+    ) -> Self {
+        let Recalled { memory, elapsed } = recalled;
+        let ledger = Ledger::recall(quota, memory, elapsed, now);
+        let mut lane = Self::with_ledger(ledger, quota, capacity, mode, seed, now);
+        let paused = match mode {
+            Mode::Enforce => memory.paused.saturating_sub(elapsed),
+            // Nobody is to be held up.
+            Mode::Shadow | Mode::Disabled => Duration::ZERO,
+        };
+        let throttle = lane.lane.throttle_mut();
+        throttle.recall(&memory.learnt, paused, now);
+        lane.apply();
+        lane
+    }
+
+    /// What the next process has to know, as of `now`.
+    pub fn remember(&mut self, now: Timestamp) -> Memory {
+        let now = self.advance(now);
+        Memory {
+            learnt: self.lane.throttle().learnt(),
+            paused: self.lane.throttle().earliest(now).since(now),
+            ..self.ledger.remember(now)
+        }
     }
 
     fn with_ledger(

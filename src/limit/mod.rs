@@ -18,4 +18,5 @@ pub mod ladder;
 pub mod throttle;
 pub mod estimate;
 pub mod lane;
+pub mod memory;
 pub mod local;

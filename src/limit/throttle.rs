@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::limit::ladder::{Cause, Ladder, Refusal};
 use crate::limit::ledger::Effective;
+use crate::limit::memory::Learnt;
 use crate::limit::quota::{Quota, Timestamp};
 
 /// `Retry-After` is obeyed within these bounds (semantics, section 8).
@@ -54,6 +55,19 @@ impl Throttle {
             probe_missed: None,
             pause: Duration::ZERO,
             random: seed,
+        }
+    }
+
+    /// What was learnt, for the next process.
+    pub fn learnt(&self) -> Learnt {
+        self.ladder.learnt()
+    }
+
+    /// Goes on from what an earlier process has learnt, and from what is left of its pause.
+    pub fn recall(&mut self, learnt: &Learnt, paused: Duration, now: Timestamp) {
+        self.ladder.recall(learnt);
+        if !paused.is_zero() {
+            self.gate = Gate::Paused(now + paused.min(LONGEST_OBEYED + LONGEST_OBEYED / 10));
         }
     }
 

@@ -82,6 +82,23 @@ impl TokenBucket {
         }
     }
 
+    /// A bucket with `tokens` in it, at most full.
+    pub fn with_tokens(
+        tokens: u32,
+        depth: NonZeroU32,
+        requests: u32,
+        period: Duration,
+        now: Timestamp,
+    ) -> Self {
+        let interval = interval(requests, period);
+        Self::at_level(
+            depth,
+            interval,
+            u128::from(tokens) * u128::from(interval),
+            now,
+        )
+    }
+
     fn bucket_now(&self) -> u64 {
         self.time.0.load(Ordering::Relaxed)
     }

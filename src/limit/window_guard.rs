@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::limit::memory::Past;
 use crate::limit::quota::{Rate, Timestamp};
 
 /// Stamps kept at least, also past N: `shadow` and `disabled` lanes stamp without a bound, and a
@@ -257,6 +258,38 @@ impl WindowGuard {
             self.spend(latest);
         }
         self.fill();
+    }
+
+    /// What the next process has to know. What is on its way has arrived `ahead` from `now` at the
+    /// latest. `advance` to `now` first.
+    pub fn remember(&self, ahead: Duration, now: Timestamp) -> Past {
+        let latest = now + ahead;
+        if self.rate.is_none() || self.unknown.is_some() {
+            return Past::Unknown { ahead };
+        }
+        let before = |bound: &Timestamp| latest.since(*bound);
+        let on_their_way = self.unbounded() as usize;
+        let arrivals = self.bounded.iter().map(before);
+        let arrivals = arrivals.chain(std::iter::repeat_n(Duration::ZERO, on_their_way));
+        Past::Known {
+            ahead,
+            arrivals: arrivals.collect(),
+        }
+    }
+
+    /// A guard that goes on from what another has known, `elapsed` before `now`.
+    pub fn recall(rate: Option<Rate>, past: &Past, elapsed: Duration, now: Timestamp) -> Self {
+        let latest = |ahead: Duration| (now + ahead).before(elapsed);
+        match past {
+            Past::Unknown { ahead } => Self::spent(rate, latest(*ahead)),
+            Past::Known { ahead, arrivals } => {
+                let mut guard = Self::new(rate);
+                for &before in arrivals {
+                    guard.stamp(latest(*ahead).before(before));
+                }
+                guard
+            }
+        }
     }
 
     /// Nothing is taken: the guard could be forgotten. `advance` first.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use podgate::limit::fair_queue::{Waiter, WaiterId};
 use podgate::limit::flow::FlowId;
 use podgate::limit::ledger::{Call, Effective, End, Slot};
-use podgate::limit::local::{LocalLane, Settled, Verdict};
+use podgate::limit::local::{LocalLane, Recalled, Settled, Verdict};
 use podgate::limit::quota::{Mode, Quota, Rate, Timestamp};
 
 use super::{Ask, Attempt, Event, Fate, MARGIN, START, W, Wait, Wire, hold, millis};
@@ -381,6 +381,31 @@ impl World {
         (self.quota, self.mode) = (quota, mode);
         self.reloads.push((self.now, quota));
         self.lane.retune(quota, 100, mode, self.told());
+        self.settle();
+    }
+
+    /// The process ends and another one takes over after `down`, which its clock says were `told`: it
+    /// has been set back by the rest.
+    pub fn restart(&mut self, quota: Quota, down: Duration, told: Duration) {
+        for index in 0..self.attempts.len() {
+            if self.attempts[index].is_open() {
+                self.end(index, End::Torn);
+            }
+        }
+        while !self.waiting.is_empty() {
+            self.leave(0);
+        }
+        let memory = self.lane.remember(self.told());
+        self.now = self.now + down;
+        (self.quota, self.mode) = (quota, Mode::Enforce);
+        self.reloads.push((self.now, quota));
+        let recalled = Recalled {
+            memory: &memory,
+            elapsed: told,
+        };
+        self.behind += down - told;
+        self.lane = LocalLane::recall(quota, 100, Mode::Enforce, 2, recalled, self.told());
+        self.wake = None;
         self.settle();
     }
 
