@@ -23,7 +23,7 @@ use crate::gateway::body::Cut;
 use crate::gateway::pace::Pace;
 
 /// Bytes handed to h2 at a time: it takes a chunk of any size for a window of one byte, and keeps
-/// what is left of it for as long as the connection lives. One frame of the usual size.
+/// what is left of the last one for as long as the connection lives. One frame of the usual size.
 const CHUNK: usize = 16 * 1024;
 /// Requests given up before they were answered, at which a connection is looked at.
 const GIVEN_UP: u64 = 500;
@@ -187,6 +187,8 @@ pub struct Paced<B> {
     body: B,
     /// What of the last frame was not handed on yet.
     rest: Bytes,
+    /// Some of it was.
+    parted: bool,
 }
 
 /// Makes an answer one of a stream.
@@ -198,6 +200,7 @@ pub fn paced<B>(
         response.map(|body| Paced {
             body,
             rest: Bytes::new(),
+            parted: false,
         })
     })
 }
@@ -221,7 +224,12 @@ impl<B: Body<Data = Bytes, Error = Cut> + Unpin> Body for Paced<B> {
                 end => return Poll::Ready(end),
             }
         }
-        let chunk = me.rest.split_to(me.rest.len().min(CHUNK));
+        let mut chunk = me.rest.split_to(me.rest.len().min(CHUNK));
+        if me.parted && me.rest.is_empty() {
+            // A part keeps the whole in memory, and this one may lie in h2 for long.
+            chunk = Bytes::copy_from_slice(&chunk);
+        }
+        me.parted = !me.rest.is_empty();
         here(|taking| taking.chunk = Some(chunk.len() as u64));
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }

@@ -3,6 +3,8 @@
 
 mod support;
 mod scripted;
+mod process;
+mod frames;
 
 mod through;
 mod records;
@@ -10,4 +12,5 @@ mod saturation;
 mod disconnects;
 mod permits;
 mod draining;
+mod slow;
 mod full;
