@@ -12,7 +12,8 @@ use podgate::config::process::{Log, LogFormat, LogLevel};
 use podgate::emulator::cli::{self, EmulateArgs};
 use podgate::serve::StartError;
 use podgate::{demo, listener, serve};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Bad usage or configuration.
 const BAD_USAGE: u8 = 2;
@@ -107,6 +108,15 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         }
     };
     log_to_stderr(&config.log);
+    // Before clients can come: the first of them may be followed by a signal, and many of them leave
+    // no file to listen for one with.
+    let signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("podgate: signals cannot be received: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let access_log = config.log.access.then(std::io::stdout);
     let running = match serve::start_logging(config, access_log) {
         Ok(running) => running,
@@ -127,17 +137,10 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         "podgate ready on http://{}, admin on http://{}, upstream {}",
         running.listen, running.admin, running.shared.config.upstream.target
     );
-    match wait_for_the_end() {
-        Ok(()) => {
-            tracing::info!("draining; a second signal stops at once");
-            running.drain();
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("podgate: signals cannot be received: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    signals.wait();
+    tracing::info!("draining; a second signal stops at once");
+    running.drain();
+    ExitCode::SUCCESS
 }
 
 fn log_to_stderr(log: &Log) {
@@ -159,28 +162,47 @@ fn log_to_stderr(log: &Log) {
     }
 }
 
-/// Returns at the first SIGTERM or SIGINT; a second one ends the process.
-fn wait_for_the_end() -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let (mut term, mut int) = {
-        let _inside = runtime.enter();
-        (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        )
-    };
-    let mut either = async move || {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-    };
-    runtime.block_on(either());
-    std::thread::spawn(move || {
-        runtime.block_on(either());
-        std::process::exit(1);
-    });
-    Ok(())
+/// The signals that end the process.
+struct Signals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on they wait for whoever waits for them.
+    fn listen() -> std::io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (terminate, interrupt) = {
+            let _inside = runtime.enter();
+            (
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::interrupt())?,
+            )
+        };
+        Ok(Self {
+            runtime,
+            terminate,
+            interrupt,
+        })
+    }
+
+    /// Returns at the first SIGTERM or SIGINT; a second one ends the process.
+    fn wait(mut self) {
+        self.either();
+        std::thread::spawn(move || {
+            self.either();
+            std::process::exit(1);
+        });
+    }
+
+    fn either(&mut self) {
+        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+    }
 }

@@ -13,4 +13,5 @@ mod disconnects;
 mod permits;
 mod draining;
 mod slow;
+mod crowds;
 mod full;

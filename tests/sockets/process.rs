@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::support::{Answer, Machine, Scene, Upstream, call, eventually, request};
+use super::support::{Answer, Machine, Scene, Upstream, call, eventually, request, within};
 
 /// Ends with the test.
 pub struct Process {
@@ -107,15 +108,12 @@ impl Process {
 
     /// Waits until so many clients are connected.
     pub async fn has_connections(&self, many: i64) {
-        let mut seen = -1;
-        for _ in 0..3_000 {
-            seen = self.metric("podgate_connections").await;
-            if seen == many {
-                return;
+        let comes = async {
+            while self.metric("podgate_connections").await != many {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        panic!("{seen} connections, never {many}");
+        };
+        within(&format!("{many} connections"), comes).await;
     }
 
     /// Permits out and waiters of all lanes.
