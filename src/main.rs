@@ -15,7 +15,8 @@ use podgate::emulator::cli::{self, EmulateArgs};
 use podgate::notify::{self, State};
 use podgate::serve::StartError;
 use podgate::{demo, listener, serve};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Bad usage or configuration.
 const BAD_USAGE: u8 = 2;
@@ -155,6 +156,15 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         }
     };
     log_to_stderr(&config.log);
+    // Before clients can come: the first of them may be followed by a signal, and many of them leave
+    // no file to listen for one with.
+    let signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("podgate: signals cannot be received: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let access_log = config.log.access.then(std::io::stdout);
     let running = match serve::start_logging(config, access_log) {
         Ok(running) => running,
@@ -171,27 +181,18 @@ fn run_serve(args: ServeArgs) -> ExitCode {
             };
         }
     };
-    let ready = || {
-        eprintln!(
-            "podgate ready on http://{}, admin on http://{}, upstream {}",
-            running.listen, running.admin, running.shared.config.upstream.target
-        );
-        notify::tell(State::Ready);
-    };
-    match wait_for_the_end(ready) {
-        Ok(()) => {
-            notify::tell(State::Stopping);
-            tracing::info!("draining; a second signal stops at once");
-            running.leave();
-            std::thread::sleep(running.shared.config.timeouts.shutdown_delay);
-            running.drain();
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("podgate: signals cannot be received: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    eprintln!(
+        "podgate ready on http://{}, admin on http://{}, upstream {}",
+        running.listen, running.admin, running.shared.config.upstream.target
+    );
+    notify::tell(State::Ready);
+    signals.wait();
+    notify::tell(State::Stopping);
+    tracing::info!("draining; a second signal stops at once");
+    running.leave();
+    std::thread::sleep(running.shared.config.timeouts.shutdown_delay);
+    running.drain();
+    ExitCode::SUCCESS
 }
 
 fn log_to_stderr(log: &Log) {
@@ -213,30 +214,47 @@ fn log_to_stderr(log: &Log) {
     }
 }
 
-/// Returns at the first SIGTERM or SIGINT; a second one ends the process. Calls `ready` once both
-/// are caught: whoever is told may end us at once.
-fn wait_for_the_end(ready: impl FnOnce()) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let (mut term, mut int) = {
-        let _inside = runtime.enter();
-        (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        )
-    };
-    ready();
-    let mut either = async move || {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-    };
-    runtime.block_on(either());
-    std::thread::spawn(move || {
-        runtime.block_on(either());
-        std::process::exit(1);
-    });
-    Ok(())
+/// The signals that end the process.
+struct Signals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on they wait for whoever waits for them.
+    fn listen() -> std::io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (terminate, interrupt) = {
+            let _inside = runtime.enter();
+            (
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::interrupt())?,
+            )
+        };
+        Ok(Self {
+            runtime,
+            terminate,
+            interrupt,
+        })
+    }
+
+    /// Returns at the first SIGTERM or SIGINT; a second one ends the process.
+    fn wait(mut self) {
+        self.either();
+        std::thread::spawn(move || {
+            self.either();
+            std::process::exit(1);
+        });
+    }
+
+    fn either(&mut self) {
+        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+    }
 }

@@ -4,7 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
@@ -15,9 +17,17 @@ use crate::config::Config;
 use crate::config::secret::SecretError;
 use crate::gateway::connect::SetupError;
 use crate::gateway::{Gateway, NoField, Shared};
+use crate::listener::room::Room;
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
 use crate::state::{Keeper, State, StateError};
+
+/// How long what is under way may take to end once nothing new is taken.
+const DRAIN: Duration = Duration::from_secs(30);
+/// And what of that is left, at most, when those who still wait are sent away: for their answers.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// One in so many of the files that may be open is kept from clients.
+const FILES_KEPT: usize = 4;
 
 /// Why podgate did not start.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +61,10 @@ pub struct Running {
     leaving: watch::Sender<bool>,
     closing: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
+    /// How long they may take to end.
+    drain: Duration,
+    /// Fails once none of them has a client left.
+    drained: mpsc::Receiver<()>,
     access_log: AccessLog,
     keeper: Option<Keeper>,
 }
@@ -104,6 +118,8 @@ pub fn start_logging(
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let workers = config.workers.unwrap_or_else(cores).get();
     let timeouts = config.timeouts;
+    let drain = DRAIN;
+    let room = Arc::new(Room::new(places(config.limits.connections)));
     let dropped = metrics.log_dropped().clone();
     let access_log = match sink {
         Some(sink) => AccessLog::start(config.log.format, dropped, sink),
@@ -128,6 +144,7 @@ pub fn start_logging(
     // Closed once no worker serves any more.
     let (all, serving) = watch::channel(());
     let all = Arc::new(all);
+    let (draining, drained) = mpsc::channel::<()>();
 
     let mut threads = Vec::new();
     for number in 0..workers {
@@ -135,16 +152,18 @@ pub fn start_logging(
             gateway: Gateway::new(shared.clone())?,
             metrics: metrics.clone(),
             timeouts,
+            room: room.clone(),
+            drain,
         };
         let listener = listen.try_clone().map_err(StartError::Thread)?;
         let closed = closed.clone();
-        let (all, serving) = (all.clone(), serving.clone());
+        let (all, serving, draining) = (all.clone(), serving.clone(), draining.clone());
         threads.push(spawn(format!("worker-{number}"), async move {
             if let Err(error) = door.serve(listener, closed).await {
                 tracing::error!(%error, "a worker cannot use the listening socket");
             }
             // What wakes a lane runs where somebody waited first: the others wait still.
-            drop(serving);
+            drop((serving, draining));
             all.closed().await;
         })?);
     }
@@ -174,9 +193,27 @@ pub fn start_logging(
         leaving,
         closing,
         workers: threads,
+        drain,
+        drained,
         access_log,
         keeper,
     })
+}
+
+/// How many clients may be connected. Every one is an open file, and what is asked for it upstream
+/// another: a crowd that takes them all would leave none for those who are served.
+fn places(wanted: u32) -> usize {
+    let wanted = wanted as usize;
+    let files = listener::raise_open_files().and_then(|files| usize::try_from(files).ok());
+    let Some(most) = files.map(|files| files - files / FILES_KEPT) else {
+        return wanted;
+    };
+    if most < wanted {
+        tracing::warn!(
+            "`limits.connections` is {wanted}, and so many files cannot be open: {most} clients at most"
+        );
+    }
+    wanted.min(most)
 }
 
 fn runtime() -> io::Result<Runtime> {
@@ -203,9 +240,14 @@ impl Running {
     }
 
     /// Takes nothing new, and returns once what was taken has ended or the drain's bound is over.
+    /// Whoever still waits for its turn shortly before is told, not cut.
     pub fn drain(self) {
         self.leave();
         self.closing.send_replace(true);
+        let waits = self.drain - (self.drain / 10).min(LAST_WORD);
+        if self.drained.recv_timeout(waits) == Err(RecvTimeoutError::Timeout) {
+            self.shared.end_waiting();
+        }
         for worker in self.workers {
             // A worker that panicked has said so itself.
             let _ = worker.join();

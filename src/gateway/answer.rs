@@ -37,6 +37,8 @@ pub enum Rejection {
     Shed(#[from] Shed),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    #[error("podgate is being stopped, and this request's turn did not come before")]
+    Draining,
     #[error("the client has left")]
     ClientGone,
     #[error("podgate failed; its log says how")]
@@ -59,6 +61,7 @@ impl Rejection {
             Rejection::Upstream(UpstreamError::Unreachable(_)) => Outcome::UpstreamUnreachable,
             Rejection::Upstream(UpstreamError::Broke(_)) => Outcome::UpstreamBroke,
             Rejection::Upstream(UpstreamError::TooSlow(_)) => Outcome::UpstreamTimeout,
+            Rejection::Draining => Outcome::Draining,
             Rejection::ClientGone => Outcome::ClientGone,
             Rejection::Internal => Outcome::Internal,
         }

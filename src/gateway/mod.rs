@@ -34,6 +34,7 @@ use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri, request};
 use hyper::body::Incoming;
+use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::admission::lane::Ask;
@@ -72,6 +73,8 @@ pub struct Shared {
     host: HeaderValue,
     hop: Hop,
     authorization: Option<HeaderValue>,
+    /// Turns true when nobody may wait any longer.
+    ending: watch::Sender<bool>,
 }
 
 /// A secret or a host that no header field can carry.
@@ -128,6 +131,7 @@ impl Shared {
             authorization: key.map(field).transpose()?,
             metrics,
             config,
+            ending: watch::Sender::new(false),
         })
     }
 
@@ -143,6 +147,17 @@ impl Shared {
             idle: self.config.upstream.idle_timeout,
             least_in: timeouts.write,
         }
+    }
+
+    /// Sends away whoever waits for its turn, and whoever would from now on.
+    pub fn end_waiting(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// Returns once [`Shared::end_waiting`] was called.
+    async fn ending(&self) {
+        // It can only fail if the sender is gone, and we hold it.
+        drop(self.ending.subscribe().wait_for(|&ending| ending).await);
     }
 }
 
@@ -256,11 +271,15 @@ impl Gateway {
         let mut refused = None;
         loop {
             let waits = record.waits();
-            let admitted = turn.admit().await;
+            let admitted = tokio::select! {
+                biased;
+                admitted = turn.admit() => admitted.map_err(Rejection::from),
+                () = shared.ending() => Err(Rejection::Draining),
+            };
             drop(waits);
             let permit = match (admitted, refused) {
                 (Ok(permit), _) => permit,
-                (Err(shed), None) => return Err(shed.into()),
+                (Err(rejection), None) => return Err(rejection),
                 // It cannot make it: what the upstream said is what there is to say.
                 (Err(_), Some(answer)) => return Ok(answer),
             };

@@ -1,5 +1,5 @@
-//! How slowly a client may send its body. Counted is the time in which it is waited for, and no
-//! other: an upstream that takes its time is not the client's fault.
+//! How slowly a client may send its body, or take its answer. Counted is the time in which it is
+//! waited for, and no other: an upstream that takes its time is not the client's fault.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,6 +11,7 @@ use crate::config::process::Timeouts;
 
 /// The least rate of a body that is sent on while it comes in, in bytes a second: it holds a permit
 /// meanwhile. At this rate a permit that `buffers.per_request` did not spare is held for a minute.
+/// An answer holds one likewise, if it is too large to be held.
 pub const LEAST_RATE: u64 = 16 * 1024;
 
 #[derive(Debug)]
@@ -36,12 +37,23 @@ impl Pace {
         }
     }
 
+    /// Of an answer: at [`LEAST_RATE`] where the client is behind, and `write` to spare.
+    pub fn taking(write: Duration) -> Self {
+        Self {
+            idle: write,
+            total: Duration::MAX,
+            rate: Some(write),
+            since: None,
+            alarm: None,
+        }
+    }
+
     /// From here on the body must come at [`LEAST_RATE`], with one longest silence to spare.
     pub fn hold_to_rate(&mut self) {
         self.rate = Some(self.idle);
     }
 
-    /// Bytes came.
+    /// Bytes came, or were taken.
     pub fn came(&mut self, bytes: u64) {
         if let Some(since) = self.since.take() {
             let waited = now().saturating_duration_since(since);
@@ -91,6 +103,7 @@ mod tests {
         write: Duration::from_secs(30),
         keep_alive: Duration::from_secs(75),
         drain: Duration::from_secs(30),
+        shutdown_delay: Duration::ZERO,
     };
 
     /// Sends `bytes` every `gap`; returns when it is too slow, if it ever is within an hour.

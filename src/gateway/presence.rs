@@ -89,6 +89,20 @@ impl Caller {
         }
     }
 
+    /// Whether it has sent what nobody has read yet.
+    pub fn has_unread(&self) -> bool {
+        let stream = self.shared.stream.lock();
+        let ready = pin!(stream.ready(Interest::READABLE));
+        let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_readable())
+    }
+
+    /// Writes to it past hyper, which has ended; as much as fits.
+    pub fn write_last(&self, bytes: &[u8]) {
+        // Whoever has gone meanwhile does not read it.
+        let _ = self.shared.stream.lock().try_write(bytes);
+    }
+
     /// Returns once it has closed its side, a tick later at most.
     pub async fn gone(&self) {
         while !self.is_gone() {

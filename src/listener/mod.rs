@@ -1,36 +1,40 @@
 //! The street door: one listening socket, accepted from by every worker; connections served until
 //! they end or the drain's bound is over.
 
+pub mod room;
+pub mod version;
+pub mod heads;
+pub mod guarded;
+pub mod streams;
+pub mod connection;
+
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
-use tower::ServiceBuilder;
+use tokio::time::{sleep, timeout};
 
 use crate::config::process::Timeouts;
 use crate::gateway::Gateway;
-use crate::gateway::linger;
-use crate::gateway::presence::Caller;
-use crate::gateway::stack::CatchPanic;
+use crate::listener::connection::{Connection, closed};
+use crate::listener::room::{Place, Room};
 use crate::metrics::Metrics;
-use crate::operation::Operation;
-use crate::outcome::Outcome;
 
 /// Connections the kernel keeps for us: with the usual 128 a burst of callers waits for SYNs to be
 /// sent again.
 const BACKLOG: u32 = 4096;
-/// How long connections may take to end once nothing new is accepted.
-const DRAIN: Duration = Duration::from_secs(30);
+/// A client that says nothing for so long is asked whether it is there, by its kernel: one whose
+/// machine is gone says nothing for ever, and its request would still be sent when its turn comes.
+const ALIVE: Duration = Duration::from_secs(20);
+/// Bytes the kernel keeps that a client's window has no room for. It would keep megabytes, be full
+/// again only once a third of them was taken, and a slow reader would seem to have stopped.
+const UNSENT: u32 = 128 * 1024;
 /// After a failed accept (no file descriptor is left, mostly) the next try waits this long.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
@@ -61,6 +65,15 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     };
     // A restart must not wait for old connections to be forgotten.
     socket.set_reuseaddr(true)?;
+    // What is set here every accepted socket begins with.
+    let options = SockRef::from(&socket);
+    let alive = TcpKeepalive::new()
+        .with_time(ALIVE)
+        .with_interval(ALIVE / 4);
+    options.set_tcp_keepalive(&alive.with_retries(4))?;
+    // Without it each small answer waits for the acknowledgement of the one before.
+    options.set_tcp_nodelay(true)?;
+    options.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }
@@ -70,6 +83,10 @@ pub struct Door {
     pub gateway: Gateway,
     pub metrics: Metrics,
     pub timeouts: Timeouts,
+    /// Shared with the other workers.
+    pub room: Arc<Room>,
+    /// How long connections may take to end once nothing new is accepted.
+    pub drain: Duration,
 }
 
 impl Door {
@@ -84,101 +101,102 @@ impl Door {
     ) -> io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
         let mut connections = JoinSet::new();
+        let mut failing = false;
         loop {
+            let accepted = async {
+                let place = self.room.place().await;
+                listener.accept().await.map(|accepted| (accepted, place))
+            };
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        connections.spawn(self.connection(stream, peer, closing.clone()));
+                accepted = accepted => match accepted {
+                    Ok(((stream, peer), place)) => {
+                        failing = false;
+                        let serve = self.connection(stream, peer, place, closing.clone());
+                        connections.spawn(serve);
                     }
+                    // It left before we came to it.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(BACK_OFF).await;
+                        if !failing {
+                            tracing::warn!(%error, "connections cannot be accepted");
+                        }
+                        failing = true;
+                        sleep(BACK_OFF).await;
                     }
                 },
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 () = closed(&mut closing) => break,
             }
         }
-        drop(listener);
-        let drained = async { while connections.join_next().await.is_some() {} };
-        if timeout(DRAIN, drained).await.is_err() {
-            tracing::warn!("connections still open after {DRAIN:?} were cut");
+        let drained = async {
+            // Whoever the kernel has let in already would be reset.
+            let backlog = listener.into_std()?;
+            loop {
+                let place = tokio::select! {
+                    place = self.room.place() => place,
+                    Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+                };
+                let Ok((stream, peer)) = backlog.accept() else {
+                    break;
+                };
+                stream.set_nonblocking(true)?;
+                let stream = TcpStream::from_std(stream)?;
+                let serve = self.connection(stream, peer, place, closing.clone());
+                connections.spawn(serve);
+            }
+            drop(backlog);
+            while connections.join_next().await.is_some() {}
+            Ok::<_, io::Error>(())
+        };
+        match timeout(self.drain, drained).await {
+            Ok(drained) => drained,
+            Err(_) => {
+                tracing::warn!("connections still open after {:?} were cut", self.drain);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     fn connection(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        mut closing: watch::Receiver<bool>,
+        place: Place,
+        closing: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + use<> {
-        let gateway = self.gateway.clone();
-        let open = Open::count(&self.metrics);
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(self.timeouts.header);
+        let open = Open::count(&self.metrics, place);
+        let connection = Connection {
+            gateway: self.gateway.clone(),
+            metrics: self.metrics.clone(),
+            timeouts: self.timeouts,
+            closing,
+        };
         async move {
-            let open = open;
-            // Without it each small answer waits for the acknowledgement of the one before.
-            let _ = stream.set_nodelay(true);
-            let (caller, socket) = Caller::new(peer.ip(), stream);
-            let calling = caller.clone();
-            let forward = move |request: Request<Incoming>| {
-                let (gateway, caller) = (gateway.clone(), calling.clone());
-                async move { Ok::<_, std::convert::Infallible>(gateway.forward(request, &caller).await) }
-            };
-            let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
-            let result = {
-                let served =
-                    http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
-                let mut served = std::pin::pin!(served);
-                let ended = tokio::select! {
-                    result = served.as_mut() => Some(result),
-                    () = closed(&mut closing) => None,
-                };
-                match ended {
-                    Some(result) => result,
-                    None => {
-                        served.as_mut().graceful_shutdown();
-                        served.await
-                    }
-                }
-            };
-            // hyper has answered what it could not read by itself.
-            let unreadable = result.as_ref().is_err_and(hyper::Error::is_parse);
-            if unreadable {
-                let requests = open.0.other();
-                requests.ended(Operation::Other, Outcome::BadRequest);
-            }
-            if let Err(error) = result {
-                tracing::debug!(%error, "a client's connection ended badly");
-            }
-            if unreadable || caller.is_left_unread() {
-                linger::connection(&caller).await;
-            }
+            let _open = open;
+            connection.serve(stream, peer).await;
         }
     }
 }
 
-/// Returns once nothing new is to be taken.
-async fn closed(closing: &mut watch::Receiver<bool>) {
-    // An error means that whoever could say so is gone, which says it as well.
-    drop(closing.wait_for(|&closing| closing).await);
+/// Counts one connection for as long as it lives.
+struct Open {
+    metrics: Metrics,
+    _place: Place,
 }
 
-/// Counts one connection for as long as it lives.
-struct Open(Metrics);
-
 impl Open {
-    fn count(metrics: &Metrics) -> Self {
+    fn count(metrics: &Metrics, place: Place) -> Self {
         metrics.connections().inc();
-        Self(metrics.clone())
+        metrics.connections_total().inc();
+        Self {
+            metrics: metrics.clone(),
+            _place: place,
+        }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.connections().dec();
+        self.metrics.connections().dec();
     }
 }

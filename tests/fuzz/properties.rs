@@ -9,6 +9,7 @@ use podgate::config::faults::Severity;
 use podgate::gateway::classify::{self, Unclassified};
 use podgate::gateway::fields::{self, Hop};
 use podgate::gateway::framing::Framing;
+use podgate::gateway::target as raw;
 use podgate::operation::Operation;
 
 /// Every operation by its name: methods, and what may follow (0: nothing, 1: an id, 2: two ids, 9:
@@ -47,10 +48,10 @@ pub fn classifier(data: &[u8]) {
     let (Ok(method), Ok(uri)) = (Method::from_bytes(name.as_bytes()), Uri::try_from(target)) else {
         return;
     };
-    let Ok(target) = classify::target(&method, &uri) else {
+    let Ok(target) = raw::of(&method, &uri) else {
         return;
     };
-    assert!(target.as_str().len() <= classify::LONGEST_TARGET);
+    assert!(target.as_str().len() <= raw::LONGEST);
     let path = target.path();
     let segments: Vec<&str> = path.split('/').collect();
     match classify::operation(&method, path) {

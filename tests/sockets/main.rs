@@ -4,6 +4,8 @@
 mod support;
 mod scripted;
 mod raw;
+mod process;
+mod frames;
 
 mod through;
 mod records;
@@ -19,4 +21,6 @@ mod connecting;
 mod answers_ahead;
 mod races;
 mod draining;
+mod slow;
+mod crowds;
 mod full;

@@ -44,7 +44,7 @@ pub fn now() -> Instant {
 pub struct Machine(#[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
 
 impl Machine {
-    fn take() -> Self {
+    pub fn take() -> Self {
         static MACHINE: Mutex<()> = Mutex::new(());
         podgate::listener::raise_open_files();
         Self(MACHINE.lock())
@@ -183,7 +183,8 @@ impl Scene {
         }
     }
 
-    fn config(&self, upstream: SocketAddr) -> Config {
+    /// podgate's configuration before `upstream`.
+    pub fn text(&self, upstream: SocketAddr) -> String {
         let groups: String = self
             .groups
             .iter()
@@ -197,11 +198,15 @@ impl Scene {
             Some(url) => url.clone(),
             None => format!("http://{upstream}"),
         };
-        let text = format!(
+        format!(
             "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: {}\n\
              upstream: {{ url: '{url}', margin: {}, idle_timeout: {}{} }}\n{}\ngroups:\n{groups}",
             self.workers, self.margin, self.idle_timeout, self.keys, self.settings
-        );
+        )
+    }
+
+    fn config(&self, upstream: SocketAddr) -> Config {
+        let text = self.text(upstream);
         Config::parse("scene.yaml", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
     }
 
@@ -209,6 +214,11 @@ impl Scene {
     pub fn logged(mut self) -> Self {
         self.logged = true;
         self
+    }
+
+    /// An emulator alone.
+    pub fn upstream(&self) -> Upstream {
+        Upstream::start(self.emulator())
     }
 
     /// podgate before an emulator.
@@ -219,7 +229,7 @@ impl Scene {
 
     /// The same beside others of one test.
     pub fn beside(self, machine: Rc<Machine>) -> Stand {
-        let upstream = Upstream::start(self.emulator());
+        let upstream = self.upstream();
         let gateway = Gateway::start(self.config(upstream.address), self.logged);
         Stand {
             gateway,

@@ -1,0 +1,214 @@
+//! One client's connection, from its first byte to its last.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use http::Request;
+use http::header::{CONNECTION, HeaderValue};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tower::{ServiceBuilder, ServiceExt};
+
+use crate::config::process::Timeouts;
+use crate::gateway::presence::{Caller, Socket};
+use crate::gateway::record::Recorded;
+use crate::gateway::stack::CatchPanic;
+use crate::gateway::{Gateway, linger};
+use crate::listener::guarded::Guarded;
+use crate::listener::heads::Heads;
+use crate::listener::streams::{Streams, paced};
+use crate::listener::version::{self, Version};
+use crate::metrics::Metrics;
+use crate::operation::Operation;
+use crate::outcome::Outcome;
+
+/// Bytes of a request's head, its line included, and of what HTTP/1 holds to be written. Larger
+/// heads are answered 431.
+const HEAD: u32 = 64 * 1024;
+/// Requests at once on one HTTP/2 connection, as RFC 9113, section 6.5.2 recommends at least.
+const STREAMS: u32 = 100;
+/// Bytes an HTTP/2 client may send of one body before they are read.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same of all bodies on one connection: what it can make us hold that no buffer accounts for.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of one stream's answer kept to be sent.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Once nothing new is to be taken, a connection that nothing is under way on is kept for so long:
+/// its client may have sent a request before it could know.
+const LAST_CALL: Duration = Duration::from_secs(1);
+const TOO_LATE: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// What one connection is served with.
+pub struct Connection {
+    pub gateway: Gateway,
+    pub metrics: Metrics,
+    pub timeouts: Timeouts,
+    /// Turns true when nothing new is to be taken.
+    pub closing: watch::Receiver<bool>,
+}
+
+impl Connection {
+    /// Serves until the client or a timeout ends it, or, once nothing new is to be taken, what is
+    /// under way has ended.
+    pub async fn serve(mut self, stream: TcpStream, peer: SocketAddr) {
+        let connected = now();
+        let version = tokio::select! {
+            version = timeout(self.timeouts.header, version::of(&stream)) => version,
+            () = last_call(&mut self.closing) => return,
+        };
+        let (caller, socket) = Caller::new(peer.ip(), stream);
+        let served = match version {
+            Ok(Ok(Version::Http1)) => self.http1(caller, socket, connected).await,
+            Ok(Ok(Version::Http2)) => self.http2(caller, socket).await,
+            // It never said anything.
+            Ok(Err(_)) | Err(_) => return,
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "a client's connection ended badly");
+        }
+    }
+
+    async fn http1(
+        self,
+        caller: Caller,
+        socket: Socket,
+        connected: Instant,
+    ) -> Result<(), hyper::Error> {
+        let Self {
+            gateway,
+            metrics,
+            timeouts,
+            mut closing,
+        } = self;
+        let heads = Heads::new(timeouts.header, connected);
+        let io = Guarded::new(socket, timeouts.write, Some(heads.clone()));
+        let (calling, closes) = (caller.clone(), closing.clone());
+        let forward = move |request: Request<Incoming>| {
+            let (gateway, caller, closes) = (gateway.clone(), calling.clone(), closes.clone());
+            async move {
+                let mut response = gateway.forward(request, &caller).await;
+                if *closes.borrow() {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
+        };
+        let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
+        let ended = {
+            let mut served = pin!(
+                http1::Builder::new()
+                    .timer(heads.clone())
+                    .header_read_timeout(timeouts.keep_alive)
+                    .max_buf_size(HEAD as usize)
+                    .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
+            );
+            tokio::select! {
+                ended = served.as_mut() => ended,
+                () = last_call_of(&caller, &mut closing) => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
+            }
+        };
+        if ended.as_ref().is_err_and(hyper::Error::is_timeout) && heads.are_owed_an_answer() {
+            // hyper closes without a word.
+            caller.write_last(TOO_LATE);
+        }
+        // hyper has answered what it could not read by itself.
+        let unreadable = ended.as_ref().is_err_and(hyper::Error::is_parse);
+        if unreadable {
+            let other = metrics.other();
+            other.ended(Operation::Other, Outcome::BadRequest);
+        }
+        if unreadable || caller.is_left_unread() {
+            linger::connection(&caller).await;
+        }
+        ended
+    }
+
+    async fn http2(self, caller: Caller, socket: Socket) -> Result<(), hyper::Error> {
+        let Self {
+            gateway,
+            timeouts,
+            mut closing,
+            ..
+        } = self;
+        let streams = Streams::new(timeouts.write);
+        let io = Guarded::new(socket, timeouts.write, None);
+        let forward = move |request: Request<Incoming>| {
+            let (gateway, caller) = (gateway.clone(), caller.clone());
+            async move { Ok::<_, Infallible>(gateway.forward(request, &caller).await) }
+        };
+        let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
+        let service = service.map_result(paced::<Recorded>);
+        // Both reset limits stay at their defaults.
+        let mut served = pin!(
+            http2::Builder::new(streams.clone())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(STREAMS)
+                .max_header_list_size(HEAD)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(SEND_BUFFER)
+                .keep_alive_interval(timeouts.keep_alive / 3)
+                .keep_alive_timeout(timeouts.header)
+                .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
+        );
+        tokio::select! {
+            ended = served.as_mut() => return ended,
+            () = closed(&mut closing) => {}
+            () = streams.idle(timeouts.keep_alive) => {}
+            () = streams.flooded() => {}
+        }
+        // What is under way ends; a client that goes on as before is cut.
+        served.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = served.as_mut() => ended,
+            () = streams.flooded() => Ok(()),
+            () = async {
+                sleep(timeouts.header).await;
+                streams.idle(timeouts.header).await;
+            } => Ok(()),
+        }
+    }
+}
+
+/// Returns once nothing new is to be taken.
+pub async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error means that whoever could say so is gone, which says it as well.
+    drop(closing.wait_for(|&closing| closing).await);
+}
+
+async fn last_call(closing: &mut watch::Receiver<bool>) {
+    closed(closing).await;
+    sleep(LAST_CALL).await;
+}
+
+/// The same, and what `caller` has sent until then is read.
+async fn last_call_of(caller: &Caller, closing: &mut watch::Receiver<bool>) {
+    last_call(closing).await;
+    let read = async {
+        while caller.has_unread() {
+            sleep(LAST_CALL / 100).await;
+        }
+    };
+    // What is unread behind a request that is under way may stay so: there is an answer to close with.
+    let _ = timeout(LAST_CALL, read).await;
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long a first head takes is timed here"
+)]
+fn now() -> Instant {
+    Instant::now()
+}

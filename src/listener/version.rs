@@ -1,0 +1,53 @@
+//! Which HTTP a client speaks, told by its first bytes: HTTP/2 begins with a preface that no HTTP/1
+//! request begins with.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+/// RFC 9113, section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A preface that came in pieces is looked at again after this long: what is only looked at stays
+/// readable, so that the kernel says nothing of the pieces that follow.
+const PIECES: Duration = Duration::from_millis(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    Http1,
+    Http2,
+}
+
+/// Looks at the first bytes and leaves them where they are. Does not end before there are any:
+/// whoever calls bounds it.
+///
+/// # Errors
+/// The connection broke; `UnexpectedEof`: it was closed before it said anything.
+pub async fn of(stream: &TcpStream) -> io::Result<Version> {
+    let mut first = [0; PREFACE.len()];
+    let mut seen = 0;
+    loop {
+        let here = stream.peek(&mut first).await?;
+        if here == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if first[..here] != PREFACE[..here] {
+            return Ok(Version::Http1);
+        }
+        if here == PREFACE.len() {
+            return Ok(Version::Http2);
+        }
+        // Closed in the middle of it: hyper finds out what that was.
+        if here == seen
+            && stream
+                .ready(tokio::io::Interest::READABLE)
+                .await?
+                .is_read_closed()
+        {
+            return Ok(Version::Http1);
+        }
+        seen = here;
+        sleep(PIECES).await;
+    }
+}
