@@ -86,7 +86,8 @@ class Process:
             raise AssertionError("".join(self.said))
         self.addresses = re.findall(r"http://([^\s,]+)", line)
         # A full pipe would stop it.
-        threading.Thread(target=lambda: self.said.extend(self.child.stderr), daemon=True).start()
+        self.reader = threading.Thread(target=lambda: self.said.extend(self.child.stderr), daemon=True)
+        self.reader.start()
 
     def end(self):
         self.child.terminate()
@@ -95,3 +96,6 @@ class Process:
         except subprocess.TimeoutExpired:
             self.child.kill()
             raise
+        finally:
+            self.reader.join(PATIENCE)
+            self.child.stderr.close()

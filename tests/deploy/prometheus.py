@@ -84,7 +84,8 @@ class Watched:
                 break
         else:
             raise AssertionError("Prometheus did not start")
-        threading.Thread(target=self.server.stderr.read, daemon=True).start()
+        self.reader = threading.Thread(target=self.server.stderr.read, daemon=True)
+        self.reader.start()
         self.wait(f'count_over_time(up{{job="podgate"}}[5m]) >= {SCRAPES}')
 
     def call(self, address, nth):
@@ -106,6 +107,8 @@ class Watched:
         if self.server:
             self.server.terminate()
             self.server.wait(PATIENCE)
+            self.reader.join(PATIENCE)
+            self.server.stderr.close()
         self.folder.cleanup()
 
     def metrics(self):

@@ -113,6 +113,7 @@ class Built(unittest.TestCase):
         self.addCleanup(podgate.end)
         self.assertEqual(owners(serve), {65532})
         connection = http.client.HTTPConnection(podgate.addresses[0], timeout=PATIENCE)
+        self.addCleanup(connection.close)
         connection.request("POST", "/v2/e/run", b'{"input":{}}', {"Authorization": "Bearer k"})
         answer = connection.getresponse()
         self.assertEqual(answer.status, 200, answer.read())
