@@ -182,6 +182,8 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         Ok(()) => {
             notify::tell(State::Stopping);
             tracing::info!("draining; a second signal stops at once");
+            running.leave();
+            std::thread::sleep(running.shared.config.timeouts.shutdown_delay);
             running.drain();
             ExitCode::SUCCESS
         }

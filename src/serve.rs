@@ -48,6 +48,7 @@ pub struct Running {
     /// Where it listens, with the ports that were bound.
     pub listen: SocketAddr,
     pub admin: SocketAddr,
+    leaving: watch::Sender<bool>,
     closing: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
     access_log: AccessLog,
@@ -122,6 +123,7 @@ pub fn start_logging(
     let shared = Arc::new(shared?);
     let keeper = state.map(|state| state.keep(shared.admission.clone()));
     let keeper = keeper.transpose()?;
+    let (leaving, left) = watch::channel(false);
     let (closing, closed) = watch::channel(false);
     // Closed once no worker serves any more.
     let (all, serving) = watch::channel(());
@@ -152,7 +154,7 @@ pub fn start_logging(
         admission: shared.admission.clone(),
         config: shared.config.to_json(),
         hosts: shared.config.admin_hosts.clone(),
-        closing: closed,
+        leaving: left,
     };
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
@@ -169,6 +171,7 @@ pub fn start_logging(
         shared,
         listen: listen_at,
         admin: admin_at,
+        leaving,
         closing,
         workers: threads,
         access_log,
@@ -193,8 +196,15 @@ fn spawn(
 }
 
 impl Running {
+    /// Says on the admin port that callers are to go elsewhere, and takes their requests all the same:
+    /// whoever sends them here learns of it late.
+    pub fn leave(&self) {
+        self.leaving.send_replace(true);
+    }
+
     /// Takes nothing new, and returns once what was taken has ended or the drain's bound is over.
     pub fn drain(self) {
+        self.leave();
         self.closing.send_replace(true);
         for worker in self.workers {
             // A worker that panicked has said so itself.

@@ -293,3 +293,21 @@ fn health_says_in_one_line_why_not() {
     let missing = health(&["--config", "no/such/file"]);
     assert_eq!(missing.status.code(), Some(2), "{}", said(&missing));
 }
+
+#[test]
+fn callers_are_sent_elsewhere_before_they_are_turned_away() {
+    let podgate = start("timeouts: { shutdown_delay: 1h }\n");
+    let (listen, admin) = (podgate.listen, podgate.admin);
+    assert_eq!(status(&get(admin, "/readyz")), "200");
+    podgate.leave();
+    assert_eq!(status(&get(admin, "/readyz")), "503");
+    assert_eq!(status(&get(admin, "/livez")), "200");
+    // Somebody is there, and says that there is no such path.
+    let answer = exchange(
+        listen,
+        "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    );
+    assert_eq!(status(&answer), "404");
+    podgate.drain();
+    assert!(TcpStream::connect(listen).is_err());
+}

@@ -72,3 +72,28 @@ fn a_manager_that_is_not_there_keeps_nobody_from_serving() {
     lines.for_each(drop);
     assert!(podgate.wait().unwrap().success());
 }
+
+#[test]
+fn a_second_signal_does_not_wait_for_the_shutdown_delay() {
+    let name = format!("podgate-{}", std::process::id());
+    let (config, path) = (format!("{name}.yaml"), format!("{name}.notify"));
+    let folder = std::env::temp_dir();
+    std::fs::write(folder.join(&config), "timeouts: { shutdown_delay: 1h }\n").unwrap();
+    let socket = UnixDatagram::bind(folder.join(&path)).unwrap();
+    let mut podgate = Command::new(env!("CARGO_BIN_EXE_podgate"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .args(["--config".as_ref(), folder.join(&config).as_os_str()])
+        .env("NOTIFY_SOCKET", folder.join(&path))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("podgate starts");
+    assert_eq!(heard(&socket), "READY=1");
+    kill_process(Pid::from_child(&podgate), Signal::TERM).unwrap();
+    assert_eq!(heard(&socket), "STOPPING=1");
+    assert!(podgate.try_wait().unwrap().is_none());
+    kill_process(Pid::from_child(&podgate), Signal::TERM).unwrap();
+    assert_eq!(podgate.wait().unwrap().code(), Some(1));
+    for file in [config, path] {
+        std::fs::remove_file(folder.join(file)).unwrap();
+    }
+}

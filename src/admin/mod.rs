@@ -46,8 +46,8 @@ pub struct Admin {
     pub config: Value,
     /// Names beside addresses and private ones that it answers to, in lower case; `*`: any.
     pub hosts: Vec<String>,
-    /// `true` once the process no longer takes requests.
-    pub closing: watch::Receiver<bool>,
+    /// `true` once callers are to go elsewhere.
+    pub leaving: watch::Receiver<bool>,
 }
 
 impl Admin {
@@ -107,7 +107,7 @@ impl Admin {
         match path {
             // Probes come with any name, and learn nothing.
             "/livez" | "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if *self.closing.borrow() => {
+            "/readyz" if *self.leaving.borrow() => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
             }
             "/readyz" => text(StatusCode::OK, "ready\n"),

@@ -268,6 +268,7 @@ fn timeouts(timeouts: &mut Timeouts, at: &At<'_>, places: &mut Places, faults: &
         ("body_total", &mut timeouts.body_total),
         ("write", &mut timeouts.write),
         ("keep_alive", &mut timeouts.keep_alive),
+        ("shutdown_delay", &mut timeouts.shutdown_delay),
         ("drain", &mut timeouts.drain),
     ] {
         entries.set(key, target, |at| at.duration(faults));

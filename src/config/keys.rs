@@ -341,6 +341,11 @@ pub(super) static TIMEOUTS: Level = Level {
             "Between two requests on one connection",
         ),
         Key::new(
+            "shutdown_delay",
+            up_to(HOUR),
+            "How long requests are still taken after SIGTERM, while `/readyz` sends callers elsewhere",
+        ),
+        Key::new(
             "drain",
             up_to(HOUR),
             "How long what is under way may take to end once nothing new is accepted",

@@ -205,6 +205,8 @@ pub struct Timeouts {
     pub write: Duration,
     /// Between two requests on one connection.
     pub keep_alive: Duration,
+    /// How long requests are still taken once the end was asked for.
+    pub shutdown_delay: Duration,
     /// How long what is under way may take to end once nothing new is accepted.
     pub drain: Duration,
 }
@@ -217,6 +219,7 @@ impl Default for Timeouts {
             body_total: Duration::from_secs(300),
             write: Duration::from_secs(30),
             keep_alive: Duration::from_secs(75),
+            shutdown_delay: Duration::ZERO,
             drain: Duration::from_secs(30),
         }
     }

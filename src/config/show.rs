@@ -38,6 +38,7 @@ impl Config {
                 "body_total": show_duration(self.timeouts.body_total),
                 "write": show_duration(self.timeouts.write),
                 "keep_alive": show_duration(self.timeouts.keep_alive),
+                "shutdown_delay": show_duration(self.timeouts.shutdown_delay),
                 "drain": show_duration(self.timeouts.drain),
             },
             "buffers": {

@@ -40,7 +40,7 @@ def makers():
 
 def config_of(name, manifest):
     spec = pod_of(manifest)["spec"]
-    (mount,) = podgate_of(manifest)["volumeMounts"]
+    (mount,) = (one for one in podgate_of(manifest)["volumeMounts"] if one["mountPath"] == "/etc/podgate")
     (volume,) = (one for one in spec["volumes"] if one["name"] == mount["name"])
     (config,) = (
         one["data"]
@@ -48,6 +48,10 @@ def config_of(name, manifest):
         if one["kind"] == "ConfigMap" and one["metadata"]["name"] == volume["configMap"]["name"]
     )
     return config["podgate.yaml"]
+
+
+def seconds(text):
+    return int(text.removesuffix("s"))
 
 
 def surge(manifest):
@@ -135,8 +139,9 @@ class Kustomizations(unittest.TestCase):
             # pod gets its first request when that window is over.
             with self.subTest(built=name):
                 if not sidecar:
-                    delay = container["readinessProbe"]["initialDelaySeconds"]
-                    self.assertGreater(delay, WINDOW)
+                    # The one before it still takes requests for a while.
+                    last = seconds(yaml.safe_load(text)["timeouts"]["shutdown_delay"]) + WINDOW
+                    self.assertGreater(container["readinessProbe"]["initialDelaySeconds"], last)
                 most = pods + more * (2 if sidecar else 1)
                 self.assertEqual(yaml.safe_load(text)["replicas"], most)
 
@@ -173,11 +178,25 @@ class Kustomizations(unittest.TestCase):
                 self.assertEqual(ports, {"podgate-admin"})
 
     def test_a_pod_outlives_the_longest_call(self):
-        # What the API holds, and the drain after it.
-        for name, manifest, _ in makers():
+        for name, manifest, text in makers():
+            timeouts = yaml.safe_load(text)["timeouts"]
+            drain, delay = seconds(timeouts["drain"]), seconds(timeouts.get("shutdown_delay", "0s"))
             with self.subTest(built=name):
+                # What the API holds.
+                self.assertGreater(drain, 330)
                 grace = pod_of(manifest)["spec"]["terminationGracePeriodSeconds"]
-                self.assertGreater(grace, 330 + 30)
+                self.assertGreater(grace, drain + delay + 10)
+
+    def test_what_podgate_keeps_is_kept_beyond_its_container(self):
+        for name, manifest, text in makers():
+            (state,) = (
+                one for one in podgate_of(manifest)["volumeMounts"] if one["mountPath"] == "/var/lib/podgate"
+            )
+            volumes = {one["name"]: one for one in pod_of(manifest)["spec"]["volumes"]}
+            with self.subTest(built=name):
+                self.assertEqual(yaml.safe_load(text)["state_dir"], state["mountPath"])
+                self.assertNotIn("readOnly", state)
+                self.assertIn("emptyDir", volumes[state["name"]])
 
     def test_no_moment_of_a_roll_out_has_fewer_pods(self):
         for name, manifest, _ in makers():

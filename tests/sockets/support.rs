@@ -128,7 +128,7 @@ impl Scene {
     }
 
     /// Keys of `upstream` in the gateway's configuration.
-    pub fn upstream(mut self, keys: &str) -> Self {
+    pub fn upstream_keys(mut self, keys: &str) -> Self {
         self.keys = format!(", {keys}");
         self
     }
@@ -226,6 +226,11 @@ impl Scene {
             upstream,
             _machine: machine,
         }
+    }
+
+    /// podgate alone, for who has the machine already.
+    pub fn gateway(self, upstream: SocketAddr) -> Gateway {
+        Gateway::start(self.config(upstream), self.logged)
     }
 
     /// podgate before whatever listens at `upstream`, or nothing.
