@@ -9,7 +9,7 @@ use podgate::config::faults::Severity;
 use podgate::gateway::classify::{self, Unclassified};
 use podgate::gateway::fields::{self, Hop};
 use podgate::gateway::framing::Framing;
-use podgate::gateway::target as raw;
+use podgate::gateway::target;
 use podgate::operation::Operation;
 
 /// Every operation by its name: methods, and what may follow (0: nothing, 1: an id, 2: two ids, 9:
@@ -41,17 +41,17 @@ const METHODS: [&str; 12] = [
 
 /// The first byte picks the method, the rest is the target.
 pub fn classifier(data: &[u8]) {
-    let Some((&first, target)) = data.split_first() else {
+    let Some((&first, asked)) = data.split_first() else {
         return;
     };
     let name = METHODS[usize::from(first) % METHODS.len()];
-    let (Ok(method), Ok(uri)) = (Method::from_bytes(name.as_bytes()), Uri::try_from(target)) else {
+    let (Ok(method), Ok(uri)) = (Method::from_bytes(name.as_bytes()), Uri::try_from(asked)) else {
         return;
     };
-    let Ok(target) = raw::of(&method, &uri) else {
+    let Ok(target) = target::of(&method, &uri) else {
         return;
     };
-    assert!(target.as_str().len() <= raw::LONGEST);
+    assert!(target.as_str().len() <= 8 * 1024);
     let path = target.path();
     let segments: Vec<&str> = path.split('/').collect();
     match classify::operation(&method, path) {
