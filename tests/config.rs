@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use podgate::config::{Config, schema};
 use podgate::config::check::{Verdict, check, check_text};
 use podgate::config::overrides::{Given, Overrides};
+use podgate::config::{Config, schema};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -246,7 +246,10 @@ fn every_key_is_read() {
 
 #[test]
 fn the_table_of_keys_is_current() {
-    let (begin, end) = ("<!-- keys: UPDATE=1 cargo test --test config -->\n", "<!-- /keys -->\n");
+    let (begin, end) = (
+        "<!-- keys: UPDATE=1 cargo test --test config -->\n",
+        "<!-- /keys -->\n",
+    );
     let readme = repository_file("README.md");
     let (before, rest) = readme.split_once(begin).expect("where the table begins");
     let (_, after) = rest.split_once(end).expect("where the table ends");
