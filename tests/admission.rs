@@ -601,3 +601,61 @@ async fn no_wake_up_is_lost_among_threads_where_the_window_binds() {
     policy.quota.margin = Duration::from_millis(1);
     hammer(policy, u32::MAX).await;
 }
+
+/// Three of one flow, and one permit: the first comes back before the others, whose deadline it does
+/// not outlive.
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_keeps_its_place_and_its_deadline() {
+    let house = House::new(10, permits(1));
+    let lane = house.lane("ep");
+    let mut turn = lane.turn(ask(1, Duration::from_secs(20)));
+    let mut first = turn.admit().await.unwrap();
+    let order = Arc::<Mutex<Vec<u32>>>::default();
+    let others: Vec<_> = (2..=3)
+        .map(|number| {
+            let (lane, order) = (lane.clone(), order.clone());
+            tokio::spawn(async move {
+                let permit = lane.admit(ask(1, LONG)).await.unwrap();
+                order.lock().push(number);
+                done(permit).await;
+            })
+        })
+        .collect();
+    yield_now().await;
+    assert_eq!(snapshot(&lane).waiting, 2);
+    first.wrote(now());
+    first.throttled(Some(Duration::from_secs(1)));
+    first.complete();
+    drop(first);
+    let permit = turn.admit().await.unwrap();
+    assert!(order.lock().is_empty(), "it went first");
+    assert!(
+        permit.waited() >= Duration::from_secs(1),
+        "when the pause was over"
+    );
+    done(permit).await;
+    for other in others {
+        other.await.unwrap();
+    }
+    assert_eq!(*order.lock(), [2, 3]);
+
+    // The third try would be within a patience of its own, and is past the one it came with.
+    let mut again = turn.admit().await.unwrap();
+    again.wrote(now());
+    again.throttled(Some(Duration::from_secs(19)));
+    again.complete();
+    drop(again);
+    let asked = now();
+    assert!(matches!(turn.admit().await, Err(Shed::Paused { .. })));
+    assert_eq!(asked.elapsed(), Duration::ZERO, "it is told at once");
+}
+
+/// An exchange that ends well.
+async fn done(mut permit: Permit) {
+    permit.wrote(now());
+    permit.sent();
+    permit.answered();
+    permit.complete();
+    drop(permit);
+    yield_now().await;
+}

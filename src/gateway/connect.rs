@@ -173,3 +173,34 @@ impl AsyncWrite for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// No event is waited for: the runtime knows of none of this.
+    #[tokio::test]
+    async fn an_end_and_an_unasked_byte_are_seen_before_the_runtime_hears_of_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pair = async || {
+            let connected = TcpStream::connect(address);
+            let (here, there) = tokio::join!(connected, listener.accept());
+            (Stream::Plain(here.unwrap()), there.unwrap().0)
+        };
+        let (here, there) = pair().await;
+        assert!(here.is_open());
+        drop(there);
+        assert!(!here.is_open(), "closed");
+        let (here, there) = pair().await;
+        there.set_zero_linger().unwrap();
+        drop(there);
+        assert!(!here.is_open(), "reset");
+        let (here, mut there) = pair().await;
+        there.write_all(b"x").await.unwrap();
+        assert!(!here.is_open(), "said something");
+    }
+}

@@ -15,8 +15,6 @@ use crate::gateway::wire::Wire;
 const KEPT: usize = 512;
 /// How long one is kept; below the 90 s and more that servers keep theirs.
 const KEPT_FOR: Duration = Duration::from_secs(60);
-/// How old one may get: its host may have moved, and only a new one looks where to.
-pub const OLDEST: Duration = Duration::from_secs(300);
 /// Idle for longer than this, its other side may have closed it and the runtime not have noticed.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
@@ -57,7 +55,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// `oldest`: connections of a higher age are not used again.
+    /// `oldest`: connections of a higher age are not used again, as their host may have moved.
     pub fn new(oldest: Duration) -> Self {
         Self {
             idle: Mutex::default(),
@@ -123,4 +121,92 @@ impl Pool {
 )]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::client::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::DuplexStream;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const OLDEST: Duration = Duration::from_secs(40);
+
+    /// A connection that is ready, and its other side.
+    async fn connection() -> (Connection, DuplexStream) {
+        let (here, there) = tokio::io::duplex(64);
+        let (sender, connection) = http1::handshake(TokioIo::new(here)).await.unwrap();
+        let task = tokio::spawn(async move { drop(connection.await) });
+        settle().await;
+        let wire = Arc::<Wire>::default();
+        (Connection::new(sender, wire, task.abort_handle()), there)
+    }
+
+    async fn settle() {
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_goes_first() {
+        let pool = Pool::new(OLDEST);
+        let (first, _one) = connection().await;
+        let (second, _two) = connection().await;
+        let (older, newer) = (first.wire.clone(), second.wire.clone());
+        pool.keep(first);
+        pool.keep(second);
+        let order =
+            [pool.take(false), pool.take(false)].map(|taken| taken.unwrap().connection.wire);
+        assert!(Arc::ptr_eq(&order[0], &newer) && Arc::ptr_eq(&order[1], &older));
+        assert!(pool.take(false).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_idle_for_a_second_is_not_trusted() {
+        let pool = Pool::new(OLDEST);
+        let (connection, _there) = connection().await;
+        pool.keep(connection);
+        sleep(TRUSTED_FOR - Duration::from_millis(2)).await;
+        let taken = pool.take(true).unwrap();
+        assert!(!taken.distrusted);
+        pool.keep(taken.connection);
+        sleep(TRUSTED_FOR + Duration::from_millis(2)).await;
+        assert!(pool.take(true).is_none());
+        assert!(
+            pool.take(false).unwrap().distrusted,
+            "it stays for whoever can try again"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_idle_for_too_long_is_let_go() {
+        let pool = Pool::new(KEPT_FOR * 10);
+        let (connection, _there) = connection().await;
+        pool.keep(connection);
+        sleep(KEPT_FOR + Duration::from_millis(2)).await;
+        assert!(pool.take(false).is_none() && pool.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_too_old_is_neither_kept_nor_used_again() {
+        let pool = Pool::new(OLDEST);
+        let (first, _one) = connection().await;
+        let (second, _two) = connection().await;
+        pool.keep(first);
+        sleep(OLDEST + Duration::from_millis(2)).await;
+        assert!(pool.take(false).is_none());
+        pool.keep(second);
+        assert!(pool.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_closed_is_not_used_again() {
+        let pool = Pool::new(OLDEST);
+        let (connection, there) = connection().await;
+        pool.keep(connection);
+        drop(there);
+        settle().await;
+        assert!(pool.take(false).is_none());
+    }
 }

@@ -16,7 +16,7 @@ use crate::admission::permit::Permit;
 use crate::config::process::Upstream as Settings;
 use crate::gateway::body::Outgoing;
 use crate::gateway::connect::{Connector, SetupError};
-use crate::gateway::pool::{self, Connection, Pool, Taken};
+use crate::gateway::pool::{Connection, Pool, Taken};
 use crate::gateway::wire::{Sending, Watched, Wire};
 
 /// Tries on connections that turn out closed before a byte was written, the first included.
@@ -80,7 +80,7 @@ impl Upstream {
         Ok(Self {
             shared: Arc::new(Shared {
                 connector: Connector::new(settings)?,
-                pool: Pool::new(pool::OLDEST),
+                pool: Pool::new(settings.max_connection_age),
                 stall: settings.idle_timeout,
             }),
         })

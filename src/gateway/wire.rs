@@ -235,3 +235,182 @@ impl<T: AsyncWrite + Peer + Unpin> AsyncWrite for Watched<T> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    use super::*;
+    use crate::admission::lane::{Ask, LaneCell};
+    use crate::admission::{Account, Admission};
+    use crate::config::Config;
+    use crate::config::policy::GroupVerdict;
+    use crate::limit::flow::FlowId;
+    use crate::limit::ledger::Call;
+    use crate::metrics::Metrics;
+    use crate::operation::Group;
+
+    /// I/O whose writes end as they are told to.
+    struct Fake {
+        open: bool,
+        writes: VecDeque<Poll<io::Result<usize>>>,
+    }
+
+    impl Peer for Fake {
+        fn is_open(&self) -> bool {
+            self.open
+        }
+    }
+
+    impl AsyncWrite for Fake {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let next = self.writes.pop_front();
+            next.unwrap_or(Poll::Ready(Ok(bytes.len())))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    struct Bench {
+        lane: Arc<LaneCell>,
+        wire: Arc<Wire>,
+        watched: Watched<Fake>,
+    }
+
+    impl Bench {
+        /// A request whose head is `bodiless` or not begins.
+        async fn begin(open: bool, distrusted: bool, bodiless: bool) -> Self {
+            let config = Config::preset();
+            let GroupVerdict::Policy(policy) = config.group("any", Group::Run) else {
+                unreachable!("it has one")
+            };
+            let admission = Admission::new(10, Metrics::new().unwrap());
+            let lane = admission.lane(Account::default(), "ep", Group::Run, policy);
+            let ask = Ask {
+                flow: FlowId(1),
+                call: Call::Short,
+                patience: Duration::ZERO,
+                held: 0,
+            };
+            let permit = lane.admit(ask).await.unwrap();
+            let wire = Arc::<Wire>::default();
+            wire.begin(permit, bodiless, distrusted);
+            let writes = VecDeque::new();
+            let watched = Watched::new(Fake { open, writes }, wire.clone());
+            Self {
+                lane,
+                wire,
+                watched,
+            }
+        }
+
+        /// Writes, and the underlying I/O says this.
+        fn write(&mut self, says: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+            self.watched.io.writes.push_back(says);
+            let mut cx = Context::from_waker(Waker::noop());
+            Pin::new(&mut self.watched).poll_write(&mut cx, b"bytes")
+        }
+
+        fn flush(&mut self) {
+            let mut cx = Context::from_waker(Waker::noop());
+            let flushed = Pin::new(&mut self.watched).poll_flush(&mut cx);
+            assert!(matches!(flushed, Poll::Ready(Ok(()))));
+        }
+
+        /// Window slots and permits that are taken.
+        fn spent(&self) -> (u32, u32) {
+            let lane = self.lane.view().snapshot;
+            (lane.window_used, lane.permits_in_use)
+        }
+    }
+
+    fn broken() -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_written_to_who_is_no_longer_there() {
+        let mut bench = Bench::begin(false, true, true).await;
+        assert!(matches!(
+            bench.write(Poll::Ready(Ok(5))),
+            Poll::Ready(Err(_))
+        ));
+        assert_eq!(bench.watched.io.writes.len(), 1, "it was not asked");
+        let permit = bench.wire.seal();
+        assert!(permit.is_some(), "for another try");
+        drop(permit);
+        assert_eq!(bench.spent(), (0, 0));
+        // Nor is anybody asked who is trusted.
+        let mut bench = Bench::begin(false, false, true).await;
+        assert!(matches!(
+            bench.write(Poll::Ready(Ok(5))),
+            Poll::Ready(Ok(5))
+        ));
+        assert!(bench.wire.seal().is_none());
+        assert_eq!(bench.spent(), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_fails_in_the_middle_leaves_the_end_to_the_reading_side() {
+        let mut bench = Bench::begin(true, false, false).await;
+        assert!(matches!(
+            bench.write(Poll::Ready(Ok(5))),
+            Poll::Ready(Ok(5))
+        ));
+        assert!(bench.write(broken()).is_pending());
+        assert!(matches!(bench.wire.sending(), Sending::Blocked(_)));
+        // Before anything was written it is an error like any other: another try is safe.
+        let mut bench = Bench::begin(true, false, false).await;
+        assert!(matches!(bench.write(broken()), Poll::Ready(Err(_))));
+        assert!(bench.wire.seal().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_far_a_request_has_come_is_known() {
+        let mut bench = Bench::begin(true, false, false).await;
+        assert_eq!(bench.wire.sending(), Sending::Going);
+        let began = now();
+        assert!(bench.write(Poll::Pending).is_pending());
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert!(bench.write(Poll::Pending).is_pending());
+        assert_eq!(bench.wire.sending(), Sending::Blocked(began));
+        assert!(bench.write(Poll::Ready(Ok(5))).is_ready());
+        bench.flush();
+        assert_eq!(
+            bench.wire.sending(),
+            Sending::Going,
+            "its body has not ended"
+        );
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert!(bench.write(Poll::Ready(Ok(5))).is_ready());
+        bench.wire.body_ended();
+        bench.flush();
+        assert_eq!(
+            bench.wire.sending(),
+            Sending::Sent(began + Duration::from_secs(6))
+        );
+        assert!(bench.wire.complete(), "it can carry another");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_answered_before_it_was_sent_is_not_sent_on() {
+        let mut bench = Bench::begin(true, false, false).await;
+        assert!(bench.write(Poll::Ready(Ok(5))).is_ready());
+        assert!(!bench.wire.complete());
+        assert!(matches!(
+            bench.write(Poll::Ready(Ok(5))),
+            Poll::Ready(Err(_))
+        ));
+    }
+}
