@@ -136,6 +136,8 @@ fn admit(shared: &Shared, parts: &Parts) -> Result<(Arc<Endpoint>, Operation), A
             }
         })?;
     if !authorized(shared, parts) {
+        // Its body is unknown: of the same family as the others. 402 and 403 are reported of other hosts
+        // and of the edge, not of this API: they come on request only.
         let detail = "a valid API key is required";
         return Err(Answer::problem(StatusCode::UNAUTHORIZED, detail));
     }

@@ -164,9 +164,9 @@ impl Faults {
     }
 }
 
-/// What one request is in for.
+/// What one request is in for. Serves simulated time as well.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Plan {
+pub struct Plan {
     pub latency: Duration,
     pub counts: Counts,
     pub late_decrement: Duration,
@@ -176,7 +176,7 @@ pub(super) struct Plan {
 
 /// The faults in force. Costs one atomic read while there are none.
 #[derive(Debug)]
-pub(super) struct FaultBox {
+pub struct FaultBox {
     any: AtomicBool,
     inner: Mutex<Inner>,
 }
@@ -189,6 +189,7 @@ struct Inner {
 }
 
 impl FaultBox {
+    /// No faults; chance follows from `seed`.
     pub fn new(seed: u64) -> Self {
         Self {
             any: AtomicBool::new(false),
@@ -211,6 +212,7 @@ impl FaultBox {
         self.inner.lock().faults.clock_ppm
     }
 
+    /// For the next request: a `count` runs down, chance goes on.
     pub fn plan(&self, endpoint: &str, group: Group) -> Plan {
         if !self.any.load(Ordering::Relaxed) {
             return Plan::default();

@@ -35,7 +35,8 @@ pub struct Order {
     pub webhook: Option<Arc<str>>,
     /// Of running time.
     pub execution_timeout: Duration,
-    /// From submission to deletion, whatever the state.
+    /// From submission to deletion, whatever the state. It was the time in the queue in older
+    /// documentation; here it is what the newest says (contract, section 8, point 17).
     pub ttl: Duration,
     /// By `/runsync`: kept shorter, may return more.
     pub sync: bool,
@@ -46,8 +47,8 @@ impl Order {
     pub const EXECUTION_TIMEOUT: Duration = Duration::from_secs(600);
     /// 24 h (contract, section 1.2).
     pub const TTL: Duration = Duration::from_secs(24 * 3600);
-    /// 7 days (contract, section 1.2): the most of both. Their documented least (5 s and 10 s) is not
-    /// enforced: what the service does below it is unknown, and tests are short.
+    /// 7 days (contract, section 1.2): the most of both; more is taken as that. Their documented least
+    /// (5 s and 10 s) is not enforced: what the service does outside is unknown, and tests are short.
     pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
     /// An order for `input` with every other thing at its default.

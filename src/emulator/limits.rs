@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::policer::Policer;
 
 /// Operations that share one limit (contract, section 1.1): `status`, `status-sync` and `stream` are
-/// the group [`Group::Status`], every other operation is a group of its own.
+/// the group [`Group::Status`], every other operation is a group of its own. Newer documentation gives
+/// `status` and `stream` a row each, with the same numbers; the seed wins, and it is the stricter reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Group {
     Run,
@@ -53,14 +54,16 @@ impl Group {
     }
 }
 
-/// What one group may do at one endpoint.
+/// What one group may do at one endpoint. Newer documentation lets the limit grow with the workers that
+/// run, by numbers it does not give: here it stays at its base, which is never above that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// N; `None`: any number.
     pub requests: Option<u32>,
     /// W. Also the window of the witness where `requests` is `None`.
     pub window: Duration,
-    /// C, in flight at once; `None`: any number.
+    /// C, in flight at once; `None`: any number. What the documentation means by "concurrent" is
+    /// contradictory (contract, section 3): here it is a cap on what is inside.
     pub concurrency: Option<u32>,
     /// `None`: the emulator's own policer.
     pub policer: Option<Policer>,
@@ -77,7 +80,8 @@ impl Limit {
         }
     }
 
-    /// The documented limit (contract, section 1.1). What no source gives a number for is not limited.
+    /// The documented limit (contract, section 1.1). What no source gives a number for is not limited:
+    /// `health` and `retry`, and how many purges there are at once.
     pub const fn documented(group: Group) -> Self {
         let (requests, concurrency) = match group {
             Group::Run => (Some(1000), Some(200)),

@@ -16,7 +16,8 @@
 //! It imports nothing of the limiter it is a witness for. What has no I/O ([`policer`], [`witness`],
 //! [`door`], [`jobs`]) takes the time as an argument and serves simulated time as well as real time.
 //!
-//! Not here: TLS, HTTP/2, load-balancing endpoints, batches, and the routes workers use.
+//! Not here, and 404: `/metrics`, which no documentation names, batches, and the routes workers use. Not
+//! here either: TLS, HTTP/2, an edge with timeouts of its own, load-balancing endpoints.
 
 pub mod policer;
 mod policer_name;

@@ -73,7 +73,7 @@ const STREAM_HOLD: Duration = Duration::from_secs(10);
 pub(super) enum NoRoute {
     /// 404.
     Path,
-    /// 405, with the methods there are. What the service answers is unknown.
+    /// 405, with the methods there are, also for HEAD and OPTIONS. What the service answers is unknown.
     Method(&'static str),
 }
 
@@ -260,6 +260,34 @@ mod tests {
                 Err(NoRoute::Path),
                 "{path}"
             );
+        }
+    }
+
+    #[test]
+    fn every_held_operation_has_its_default_and_the_same_bounds() {
+        let held = |path: &str, query| {
+            let (_, operation) = route(&Method::POST, path, query).unwrap();
+            match operation {
+                Operation::RunSync { wait }
+                | Operation::StatusSync { wait, .. }
+                | Operation::Stream { wait, .. } => wait.as_millis(),
+                other => panic!("not held: {other:?}"),
+            }
+        };
+        for (path, default) in [
+            ("/v2/ep/runsync", 90_000),
+            ("/v2/ep/status-sync/j-u1", 90_000),
+            ("/v2/ep/stream/j-u1", 10_000),
+        ] {
+            for (query, wait) in [
+                (None, default),
+                (Some("wait=45000"), 45_000),
+                (Some("wait=999"), 1_000),
+                (Some("wait=300001"), 300_000),
+                (Some("ttl=5"), default),
+            ] {
+                assert_eq!(held(path, query), wait, "{path} {query:?}");
+            }
         }
     }
 

@@ -259,6 +259,8 @@ impl Shared {
         group: Group,
         plan: &Plan,
     ) -> Result<Permit, Refusal> {
+        // Which operations mind a full queue is not said (contract, section 4): here those the sentence
+        // stood below once, whatever else may bring a job.
         let backlog = matches!(group, Group::Run | Group::RunSync).then(|| {
             self.jobs(|jobs, _| Backlog {
                 queued: jobs.queued(endpoint.id),

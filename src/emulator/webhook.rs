@@ -1,4 +1,7 @@
 //! Webhooks: a post of the ended job, and two more tries (contract, section 1.12).
+//!
+//! A signature and further fields are documented nowhere, and there are none. `webhookV2` is in two SDKs'
+//! types and nobody says what it does: here nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,22 +1,12 @@
-//! The arrows of the contract's state machine as a caller sees them, and the webhooks they ring. At
-//! their exact times they are tested beside the code.
+//! The contract's state machine as a caller sees it (section 2). All its edges, at exact times: `edges`.
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use podgate::emulator::Config;
 use podgate::emulator::site::Fleet;
-use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use serde_json::json;
 
-use super::support::{eventually, start, with_workers};
+use super::support::{start, with_workers};
 
 #[tokio::test]
 async fn waiting_then_running_then_completed() {
@@ -97,62 +87,4 @@ async fn cold_workers_keep_the_first_job_waiting() {
     let view = upstream.post("runsync", &json!({"input": 1})).await.json();
     assert_eq!(view["status"], "COMPLETED");
     assert!(view["delayTime"].as_u64().unwrap() >= 200, "{view}");
-}
-
-/// A server that answers the k-th post with `statuses[k]`, and what was posted.
-async fn hook(statuses: Vec<u16>) -> (String, mpsc::UnboundedReceiver<Value>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/hook?x=1", listener.local_addr().unwrap());
-    let (seen, posted) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        for status in statuses {
-            let (stream, _) = listener.accept().await.unwrap();
-            let seen = seen.clone();
-            let answer = service_fn(move |request: Request<Incoming>| {
-                let seen = seen.clone();
-                async move {
-                    assert_eq!(request.uri().path(), "/hook");
-                    let body = request.collect().await.unwrap().to_bytes();
-                    seen.send(serde_json::from_slice(&body).unwrap()).unwrap();
-                    let response = Response::builder().status(status);
-                    Ok::<_, hyper::Error>(response.body(Full::<Bytes>::default()).unwrap())
-                }
-            });
-            let serve = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-            tokio::spawn(serve);
-        }
-    });
-    (url, posted)
-}
-
-#[tokio::test]
-async fn a_webhook_is_posted_again_until_it_answers_200_three_times_at_most() {
-    let upstream = start(Config {
-        webhook_gap: Duration::from_millis(20),
-        ..with_workers(1)
-    })
-    .await;
-    let (url, mut posted) = hook(vec![500, 200]).await;
-    let input = json!({"sleep": 0.05});
-    let body = json!({"input": input, "webhook": url});
-    let id = upstream.post("run", &body).await.json()["id"].clone();
-    for _ in 0..2 {
-        let notice = posted.recv().await.unwrap();
-        assert_eq!(
-            (&notice["id"], &notice["status"]),
-            (&id, &json!("COMPLETED"))
-        );
-        assert_eq!((&notice["input"], &notice["output"]), (&input, &input));
-        assert_eq!(notice["webhook"], url);
-    }
-    let webhooks = || upstream.emulator.stats_json()["webhooks"].clone();
-    eventually("delivered", || webhooks()["delivered"] == 1).await;
-
-    let (url, mut posted) = hook(vec![500, 404, 201]).await;
-    let body = json!({"input": {"fail": "x"}, "webhook": url});
-    upstream.post("run", &body).await;
-    for _ in 0..3 {
-        assert_eq!(posted.recv().await.unwrap()["status"], "FAILED");
-    }
-    eventually("given up", || webhooks()["failed"] == 1).await;
 }

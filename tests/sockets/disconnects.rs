@@ -16,6 +16,7 @@ use super::support::{
 const TIMES: usize = 1_000;
 /// So many at a time.
 const AT_ONCE: usize = 125;
+const MARGIN: &str = "300ms";
 
 /// In rounds, all of one round at once.
 async fn a_thousand_times<F: Future<Output = ()>>(one: impl Fn(usize) -> F) {
@@ -33,7 +34,8 @@ fn leave(client: TcpStream, number: usize) {
     drop(client);
 }
 
-/// No limit but what a test adds; torn exchanges are over soon.
+/// No limit but what a test adds. Torn exchanges are over soon, but not before an emulator on a busy
+/// machine can have noticed.
 fn unlimited() -> Scene {
     let none = Tight {
         requests: None,
@@ -42,7 +44,7 @@ fn unlimited() -> Scene {
     };
     [Group::Run, Group::RunSync, Group::OpenAi]
         .into_iter()
-        .fold(Scene::default().margin("100ms"), |scene, group| {
+        .fold(Scene::default().margin(MARGIN), |scene, group| {
             scene.limit(group, none)
         })
 }
@@ -252,32 +254,32 @@ async fn while_waiting_with_a_body_that_is_not_all_read() {
 #[tokio::test]
 async fn just_when_being_granted() {
     let stand = unlimited()
-        .limit(Group::Run, at_once(AT_ONCE as u32))
-        .set(Group::Run, "max_wait: 1m")
+        .limit(Group::RunSync, at_once(AT_ONCE as u32))
+        .set(Group::RunSync, "max_wait: 1m")
         .start();
     let gateway = &stand.gateway;
     let random = Random::new(3);
     for _ in 0..TIMES / AT_ONCE {
-        stand
-            .upstream
-            .faults(json!({"stall": "head", "count": AT_ONCE}));
+        // Held by their own work: a fault that strikes so many might strike who has left the round before
+        // and arrives only now.
         let mut blockers = Vec::new();
         for _ in 0..AT_ONCE {
-            blockers.push(gateway.send(post("/v2/ep/run", &job(&unique()))).await);
+            let work = post("/v2/ep/runsync", &long_job(&unique(), 600.0));
+            blockers.push(gateway.send(work).await);
         }
         eventually("no permit is left", || {
-            gateway.permits(Group::Run) == AT_ONCE as u32
+            gateway.permits(Group::RunSync) == AT_ONCE as u32
         })
         .await;
         let mut waiters = Vec::new();
         for _ in 0..AT_ONCE {
-            waiters.push(gateway.send(post("/v2/ep/run", &job(&unique()))).await);
+            waiters.push(gateway.send(post("/v2/ep/runsync", &job(&unique()))).await);
         }
-        eventually("all wait", || gateway.waiting(Group::Run) == AT_ONCE).await;
+        eventually("all wait", || gateway.waiting(Group::RunSync) == AT_ONCE).await;
         drop(blockers);
         together(waiters.into_iter().enumerate().map(|(number, waiter)| {
             // The margin, and what it takes to notice.
-            let about_then = Duration::from_micros(98_000 + random.below(8_000) as u64);
+            let about_then = Duration::from_micros(298_000 + random.below(8_000) as u64);
             async move {
                 sleep(about_then).await;
                 leave(waiter, number);
@@ -407,9 +409,15 @@ async fn the_upstream_goes_away() {
         (json!({"stall": "head"}), 504, "upstream_timeout", 1),
         (json!({"stall": "body"}), 504, "upstream_timeout", 1),
     ] {
+        // Only silence is to be waited for: on a busy machine any other answer may take longer.
+        let is_silent = status == 504;
+        let (response_timeout, idle_timeout) = match is_silent {
+            true => ("response_timeout: 200ms", "200ms"),
+            false => ("response_timeout: 60s", "60s"),
+        };
         let stand = unlimited()
-            .set(Group::Run, "response_timeout: 200ms")
-            .idle_timeout("200ms")
+            .set(Group::Run, response_timeout)
+            .idle_timeout(idle_timeout)
             .start();
         stand.upstream.faults(faults.clone());
         a_thousand_times(|_| {
@@ -423,6 +431,11 @@ async fn the_upstream_goes_away() {
         .await;
         stand.gateway.comes_to_rest().await;
         let submitted = submitted * TIMES as u64;
+        // Who was given up may arrive after its permit has come back.
+        eventually("all have arrived", || {
+            stand.upstream.submissions().0 >= submitted
+        })
+        .await;
         assert_eq!(stand.upstream.submissions(), (submitted, 0), "{faults}");
         stand.upstream.faults(json!({}));
         stand.is_as_before().await;

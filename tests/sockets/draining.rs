@@ -21,7 +21,7 @@ async fn who_waits_when_podgate_ends_is_served() {
                 concurrency: None,
             },
         )
-        .margin("100ms")
+        .margin("300ms")
         .set(Group::Run, "max_wait: 20s")
         .start();
     let mut callers = Vec::new();

@@ -10,7 +10,7 @@ use podgate::emulator::policer::Policer;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::support::{Scene, Stand, Tight, job, machine, unique};
+use super::support::{Scene, Stand, Tight, eventually, job, machine, unique};
 
 /// Callers at work until they are dropped. All but the pollers have a key of their own.
 pub struct Crowd(JoinSet<()>);
@@ -123,10 +123,9 @@ async fn ten_seconds_of_saturation_without_a_429() {
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
     for (stand, crowd, run, status) in stands {
-        assert!(
-            stand.gateway.waiting(Group::Run) > 0,
-            "there was room for all: nothing is shown"
-        );
+        // Where there is room for all, nothing is shown. At any one moment there may be, if a busy machine
+        // has not run the callers.
+        eventually("somebody waits", || stand.gateway.waiting(Group::Run) > 0).await;
         crowd.leave().await;
         stand.gateway.comes_to_rest().await;
         assert_never_over(&stand, Group::Run, run.0, run.1);
