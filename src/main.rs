@@ -1,15 +1,18 @@
 //! The one binary: wires everything, owns the exit codes.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use podgate::admin::health;
 use podgate::config::Config;
 use podgate::config::check::{self, Verdict};
 use podgate::config::overrides::{Given, Overrides};
 use podgate::config::process::{Log, LogFormat, LogLevel};
+use podgate::config::schema;
 use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::notify::{self, State};
 use podgate::serve::StartError;
 use podgate::{demo, listener, serve};
 use tokio::runtime::{Builder, Runtime};
@@ -35,6 +38,10 @@ enum Command {
         /// The file.
         file: PathBuf,
     },
+    /// Print the configuration's JSON Schema.
+    Schema,
+    /// Ask a running podgate whether it is ready: exit 0, or 1 and why not.
+    Health(HealthArgs),
     /// Serve an emulated Runpod API.
     Emulate(EmulateArgs),
     /// Show the gateway at work before an emulated API: no account, no configuration.
@@ -60,11 +67,23 @@ struct ServeArgs {
     workers: Option<String>,
 }
 
+#[derive(Args)]
+struct HealthArgs {
+    /// Where its metrics and health are.
+    #[arg(long, env = "PODGATE_ADMIN", value_name = "ADDR")]
+    admin: Option<String>,
+    /// The configuration it was started with, if that says where.
+    #[arg(long, env = "PODGATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     listener::raise_open_files();
     match Cli::parse().command {
         Command::Serve(args) => run_serve(args),
         Command::Check { file } => run_check(&file),
+        Command::Schema => print_schema(),
+        Command::Health(args) => run_health(args),
         Command::Emulate(args) => cli::main(&args),
         Command::Demo(args) => demo::main(&args),
     }
@@ -78,6 +97,35 @@ fn run_check(file: &Path) -> ExitCode {
         Ok(Verdict::Refused) => ExitCode::from(BAD_USAGE),
         // Nobody reads what we write.
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn print_schema() -> ExitCode {
+    match writeln!(std::io::stdout(), "{:#}", schema::json()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Nobody reads what we write.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run_health(args: HealthArgs) -> ExitCode {
+    let overrides = Overrides {
+        admin: args.admin.map(|text| Given::new("--admin", text)),
+        ..Overrides::default()
+    };
+    let admin = match Config::admin_address(args.config.as_deref(), &overrides) {
+        Ok(admin) => admin,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    match health::ask(admin) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("podgate: {why}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -127,7 +175,7 @@ fn run_serve(args: ServeArgs) -> ExitCode {
                 | StartError::Metrics(_)
                 | StartError::State(_)
                 | StartError::Thread(_) => ExitCode::FAILURE,
-                StartError::Key(_) | StartError::Field(_) | StartError::Tls(_) => {
+                StartError::Key(_) | StartError::Field(_) | StartError::Setup(_) => {
                     ExitCode::from(BAD_USAGE)
                 }
             };
@@ -137,8 +185,12 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         "podgate ready on http://{}, admin on http://{}, upstream {}",
         running.listen, running.admin, running.shared.config.upstream.target
     );
+    notify::tell(State::Ready);
     signals.wait();
+    notify::tell(State::Stopping);
     tracing::info!("draining; a second signal stops at once");
+    running.leave();
+    std::thread::sleep(running.shared.config.timeouts.shutdown_delay);
     running.drain();
     ExitCode::SUCCESS
 }

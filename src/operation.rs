@@ -16,11 +16,14 @@ pub enum Operation {
     Health,
     Requests,
     OpenAi,
+    /// What an endpoint's own workers ask: `job-take`, `job-take-batch`, `job-stop`, `job-done`,
+    /// `job-stream` and `ping` (contract, section 6).
+    Worker,
     Other,
 }
 
 impl Operation {
-    pub const ALL: [Operation; 12] = [
+    pub const ALL: [Operation; 13] = [
         Operation::Run,
         Operation::RunSync,
         Operation::Status,
@@ -32,10 +35,11 @@ impl Operation {
         Operation::Health,
         Operation::Requests,
         Operation::OpenAi,
+        Operation::Worker,
         Operation::Other,
     ];
 
-    /// The name used in paths, metric labels and logs.
+    /// The name used in metric labels and logs; of most it is the path's word too.
     pub const fn name(self) -> &'static str {
         match self {
             Operation::Run => "run",
@@ -49,6 +53,7 @@ impl Operation {
             Operation::Health => "health",
             Operation::Requests => "requests",
             Operation::OpenAi => "openai",
+            Operation::Worker => "worker",
             Operation::Other => "other",
         }
     }
@@ -66,6 +71,7 @@ impl Operation {
             Operation::Health => Group::Health,
             Operation::Requests => Group::Requests,
             Operation::OpenAi => Group::OpenAi,
+            Operation::Worker => Group::Worker,
             Operation::Other => Group::Other,
         }
     }
@@ -77,6 +83,13 @@ impl Operation {
             self,
             Operation::RunSync | Operation::StatusSync | Operation::Stream
         )
+    }
+
+    /// Whether there is any answer of the upstream after which podgate may ask again. A worker does
+    /// so itself, and a result posted twice is one too many. Which answers of the others allow it
+    /// depends on the method, too.
+    pub const fn repeats(self) -> bool {
+        !matches!(self, Operation::Worker)
     }
 }
 
@@ -92,11 +105,12 @@ pub enum Group {
     Health,
     Requests,
     OpenAi,
+    Worker,
     Other,
 }
 
 impl Group {
-    pub const ALL: [Group; 10] = [
+    pub const ALL: [Group; 11] = [
         Group::Run,
         Group::RunSync,
         Group::Status,
@@ -106,6 +120,7 @@ impl Group {
         Group::Health,
         Group::Requests,
         Group::OpenAi,
+        Group::Worker,
         Group::Other,
     ];
 
@@ -121,6 +136,7 @@ impl Group {
             Group::Health => "health",
             Group::Requests => "requests",
             Group::OpenAi => "openai",
+            Group::Worker => "worker",
             Group::Other => "other",
         }
     }

@@ -15,7 +15,7 @@ use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::config::secret::SecretError;
-use crate::gateway::tls::TlsError;
+use crate::gateway::connect::SetupError;
 use crate::gateway::{Gateway, NoField, Shared};
 use crate::listener::room::Room;
 use crate::listener::{self, Door};
@@ -45,7 +45,7 @@ pub enum StartError {
     #[error("`upstream`: {0}")]
     Field(#[from] NoField),
     #[error("`upstream`: {0}")]
-    Tls(#[from] TlsError),
+    Setup(#[from] SetupError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("the metrics cannot be declared: {0}")]
@@ -60,6 +60,7 @@ pub struct Running {
     /// Where it listens, with the ports that were bound.
     pub listen: SocketAddr,
     pub admin: SocketAddr,
+    leaving: watch::Sender<bool>,
     closing: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
     /// How long they may take to end.
@@ -140,6 +141,7 @@ pub fn start_logging(
     let shared = Arc::new(shared?);
     let keeper = state.map(|state| state.keep(shared.admission.clone()));
     let keeper = keeper.transpose()?;
+    let (leaving, left) = watch::channel(false);
     let (closing, closed) = watch::channel(false);
     // Closed once no worker serves any more.
     let (all, serving) = watch::channel(());
@@ -171,9 +173,10 @@ pub fn start_logging(
     let door = Admin {
         metrics,
         admission: shared.admission.clone(),
-        closing: closed.clone(),
+        config: shared.config.to_json(),
+        hosts: shared.config.admin_hosts.clone(),
+        leaving: left,
     };
-    let mut closed = closed;
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
             served = door.serve(admin) => {
@@ -181,13 +184,15 @@ pub fn start_logging(
                     tracing::error!(%error, "the admin door cannot use its socket");
                 }
             }
-            _ = closed.wait_for(|&closing| closing) => {}
+            // Until the last client is seen out there is something to see.
+            () = all.closed() => {}
         }
     })?);
     Ok(Running {
         shared,
         listen: listen_at,
         admin: admin_at,
+        leaving,
         closing,
         workers: threads,
         drain,
@@ -232,9 +237,16 @@ fn spawn(
 }
 
 impl Running {
+    /// Says on the admin port that callers are to go elsewhere, and takes their requests all the same:
+    /// whoever sends them here learns of it late.
+    pub fn leave(&self) {
+        self.leaving.send_replace(true);
+    }
+
     /// Takes nothing new, and returns once what was taken has ended or the drain's bound is over.
     /// Whoever still waits for its turn shortly before is told, not cut.
     pub fn drain(self) {
+        self.leave();
         self.closing.send_replace(true);
         let waits = self.drain - (self.drain / 10).min(LAST_WORD);
         if self.drained.recv_timeout(waits) == Err(RecvTimeoutError::Timeout) {

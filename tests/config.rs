@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use podgate::config::Config;
 use podgate::config::check::{Verdict, check, check_text};
 use podgate::config::overrides::{Given, Overrides};
+use podgate::config::{Config, schema};
 use proptest::prelude::*;
+use serde_json::Value;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config")
@@ -38,6 +39,13 @@ fn report(file_name: &str, text: &str) -> (Verdict, String) {
     (verdict, String::from_utf8(out).expect("reports are text"))
 }
 
+/// What `podgate check` says of a file.
+fn checked(path: &str) -> (Verdict, String) {
+    let mut out = Vec::new();
+    let verdict = check(Path::new(path), false, &mut out).expect("a vector takes all");
+    (verdict, String::from_utf8(out).expect("reports are text"))
+}
+
 fn repository_file(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     fs::read_to_string(path).expect("a file of ours")
@@ -48,8 +56,8 @@ fn every_case_says_what_it_said() {
     let update = std::env::var_os("UPDATE").is_some();
     let mut wrong = Vec::new();
     for name in names("yaml") {
-        let text = fs::read_to_string(folder().join(format!("{name}.yaml"))).expect("a case");
-        let (verdict, said) = report(&format!("{name}.yaml"), &text);
+        let (verdict, said) = checked(&format!("tests/config/{name}.yaml"));
+        let said = said.replace("tests/config/", "");
         assert!(!said.contains("hunter2"), "{name} shows a secret:\n{said}");
         assert_eq!(
             verdict == Verdict::Good,
@@ -89,10 +97,9 @@ fn the_example_is_accepted() {
 #[test]
 fn a_file_that_is_missing_or_no_text_is_refused() {
     let said = |path: &Path| {
-        let mut out = Vec::new();
-        let verdict = check(path, false, &mut out).expect("a vector takes all");
+        let (verdict, said) = checked(&path.to_string_lossy());
         assert_eq!(verdict, Verdict::Refused);
-        String::from_utf8(out).expect("reports are text")
+        said
     };
     let missing = said(Path::new("no/such/file.yaml"));
     assert!(
@@ -101,13 +108,17 @@ fn a_file_that_is_missing_or_no_text_is_refused() {
     );
 
     let path = std::env::temp_dir().join(format!("podgate-config-{}.yaml", std::process::id()));
-    fs::write(&path, b"listen: 127.0.0.1:1\n# \xff\n").expect("written");
-    let binary = said(&path);
-    fs::write(&path, vec![b'#'; (1 << 20) + 1]).expect("written");
-    let large = said(&path);
+    for size in [(1 << 20) + 1, 10 << 20] {
+        fs::write(&path, vec![b'#'; size]).expect("written");
+        let large = said(&path);
+        assert!(large.contains("larger than 1MiB"), "{large}");
+    }
     fs::remove_file(&path).expect("removed");
-    assert!(binary.contains("line 2 is not UTF-8"), "{binary}");
-    assert!(large.contains("larger than 1MiB"), "{large}");
+    let folder = said(&folder());
+    assert!(
+        folder.contains("cannot be read: Is a directory"),
+        "{folder}"
+    );
 }
 
 #[test]
@@ -163,6 +174,120 @@ fn what_a_flag_replaces_is_not_held_against_the_file() {
     let said = refused.expect_err("refused").to_string();
     assert!(said.contains("can be reached from other hosts"), "{said}");
     assert!(taken.is_ok());
+}
+
+/// `file` is `expected`, or is made so.
+fn is_current(file: &str, expected: &str) {
+    if std::env::var_os("UPDATE").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        fs::write(path, expected).expect("written");
+    } else if repository_file(file) != expected {
+        panic!("{file} is not current: UPDATE=1 cargo test --test config writes it");
+    }
+}
+
+#[test]
+fn the_schema_beside_the_example_is_what_podgate_prints() {
+    let schema = format!("{:#}\n", schema::json());
+    is_current("config/podgate.schema.json", &schema);
+}
+
+/// A key as the schema has it, and the way to it.
+struct Documented {
+    path: String,
+    shown: Value,
+}
+
+/// All keys of `map`, each before those below it.
+fn keys(schema: &Value, map: &Value, path: &str, found: &mut Vec<Documented>) {
+    for (name, key) in map["properties"].as_object().expect("a map's keys") {
+        let path = match path {
+            "" => name.clone(),
+            path => format!("{path}.{name}"),
+        };
+        found.push(Documented {
+            path: path.clone(),
+            shown: key.clone(),
+        });
+        let below = |map: &Value| {
+            let (_, name) = map["$ref"].as_str()?.rsplit_once('/')?;
+            Some((name.to_owned(), schema["$defs"][name].clone()))
+        };
+        let choices = key["anyOf"].as_array().into_iter().flatten();
+        let map = choices.chain([key]).find_map(below);
+        match map {
+            // All groups are alike, and shown once; `status` has all keys there are.
+            Some((name, map)) if name == "groups" => {
+                let status = &map["properties"]["status"];
+                let (_, map) = below(status).expect("a group");
+                keys(schema, &map, &format!("{path}.NAME"), found);
+            }
+            Some((_, map)) => keys(schema, &map, &path, found),
+            None => {}
+        }
+    }
+}
+
+fn documented() -> Vec<Documented> {
+    let schema = schema::json();
+    let mut found = Vec::new();
+    keys(&schema, &schema, "", &mut found);
+    assert!(found.len() > 40, "only {}", found.len());
+    found
+}
+
+#[test]
+fn every_key_is_read() {
+    for Documented { path, .. } in documented() {
+        let mut text = String::new();
+        for (depth, name) in path.split('.').enumerate() {
+            let name = name.replace("NAME", "status");
+            text += &format!("{}{name}:\n", "  ".repeat(depth));
+        }
+        text.truncate(text.trim_end().len());
+        // Right for nothing.
+        text += " [[]]\n";
+        let (verdict, said) = report("key.yaml", &text);
+        assert_eq!(verdict, Verdict::Refused, "{path} is not read");
+        assert!(!said.contains("no such key"), "{said}");
+        assert!(!said.contains("report it"), "{said}");
+    }
+}
+
+#[test]
+fn the_table_of_keys_is_current() {
+    let (begin, end) = (
+        "<!-- keys: UPDATE=1 cargo test --test config -->\n",
+        "<!-- /keys -->\n",
+    );
+    let readme = repository_file("README.md");
+    let (before, rest) = readme.split_once(begin).expect("where the table begins");
+    let (_, after) = rest.split_once(end).expect("where the table ends");
+    let mut table = "| key | default | meaning |\n| --- | --- | --- |\n".to_owned();
+    for Documented { path, shown } in documented() {
+        // What is a map says its meaning by its keys.
+        if path != "endpoints" && shown["$ref"] != Value::Null && path != "upstream.api_key" {
+            continue;
+        }
+        let default = match &shown["default"] {
+            Value::Null if path.starts_with("groups.") => "by group".to_owned(),
+            Value::Null => "–".to_owned(),
+            Value::String(text) => format!("`{text}`"),
+            Value::Array(items) if items.is_empty() => "none".to_owned(),
+            other => format!("`{other}`"),
+        };
+        let mut meaning = shown["description"].as_str().expect("a meaning").to_owned();
+        if let Some(words) = shown["enum"].as_array() {
+            let words: Vec<_> = words.iter().filter_map(Value::as_str).collect();
+            meaning = format!("`{}`. {meaning}", words.join("`, `"));
+        }
+        if let Some(word) = shown["anyOf"][0]["const"].as_str() {
+            meaning = format!("Or `{word}`. {meaning}");
+        }
+        let meaning = meaning.trim_end_matches('.').replace('|', "\\|");
+        table += &format!("| `{path}` | {default} | {meaning} |\n");
+    }
+    is_current("README.md", &format!("{before}{begin}{table}{end}{after}"));
 }
 
 /// Texts near enough to a configuration that they reach every reader.

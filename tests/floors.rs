@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 
 /// Lowest first, in tenths: what stands on one of them sees those below it, and itself.
-const FLOORS: [(&str, u32); 14] = [
+const FLOORS: [(&str, u32); 15] = [
     ("operation", 0),
     ("outcome", 0),
+    ("notify", 0),
     ("limit", 10),
     ("metrics", 20),
     ("config", 30),

@@ -1,5 +1,13 @@
-//! The operator's door: metrics, health, and every lane as it stands. Read-only, its own listener.
+//! The operator's door: metrics, health, every lane as it stands, and the configuration. Read-only,
+//! its own listener.
+//!
+//! It carries no credential check of its own: what it says holds no secret, and who may reach it is
+//! a matter of the address it listens on. Web pages may not ([`host`]).
 
+pub mod health;
+mod host;
+
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -7,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -16,6 +24,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use crate::admission::{Admission, Listed};
 use crate::limit::quota::Mode;
@@ -23,12 +33,21 @@ use crate::metrics::Metrics;
 
 /// Longer than any scraper or probe takes for a request's head.
 const HEADER: Duration = Duration::from_secs(10);
+/// For a whole connection, which carries one request: longer than a page takes on a slow way.
+const LIFE: Duration = Duration::from_secs(30);
+/// Connections at once. The oldest gives way to the next, so that whoever holds them all cannot
+/// keep a probe out.
+const MOST: usize = 64;
 
 pub struct Admin {
     pub metrics: Metrics,
     pub admission: Admission,
-    /// `true` once the process no longer takes requests.
-    pub closing: watch::Receiver<bool>,
+    /// What `/config` says. Holds no secret.
+    pub config: Value,
+    /// Names beside addresses and private ones that it answers to, in lower case; `*`: any.
+    pub hosts: Vec<String>,
+    /// `true` once callers are to go elsewhere.
+    pub leaving: watch::Receiver<bool>,
 }
 
 impl Admin {
@@ -39,6 +58,7 @@ impl Admin {
     pub async fn serve(self, listener: std::net::TcpListener) -> io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
         let admin = Arc::new(self);
+        let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -48,23 +68,36 @@ impl Admin {
                     continue;
                 }
             };
+            open.retain(|connection| !connection.is_finished());
+            if open.len() >= MOST
+                && let Some(oldest) = open.pop_front()
+            {
+                oldest.abort();
+            }
             let admin = admin.clone();
-            tokio::spawn(async move {
+            let served = tokio::spawn(async move {
                 let answer = service_fn(move |request: Request<Incoming>| {
-                    let response = admin.answer(request.method(), request.uri().path());
+                    let response = admin.answer(&request.into_parts().0);
                     async move { Ok::<_, Infallible>(response) }
                 });
                 let mut http = http1::Builder::new();
-                http.timer(TokioTimer::new()).header_read_timeout(HEADER);
-                if let Err(error) = http.serve_connection(TokioIo::new(stream), answer).await {
-                    tracing::debug!(%error, "an admin connection ended badly");
+                http.timer(TokioTimer::new())
+                    .header_read_timeout(HEADER)
+                    .keep_alive(false);
+                let served = http.serve_connection(TokioIo::new(stream), answer);
+                match timeout(LIFE, served).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "an admin connection ended badly"),
+                    Err(_) => tracing::debug!("an admin connection was still open after {LIFE:?}"),
                 }
             });
+            open.push_back(served.abort_handle());
         }
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        if !matches!(*method, Method::GET | Method::HEAD) {
+    fn answer(&self, request: &request::Parts) -> Response<Full<Bytes>> {
+        let path = request.uri.path();
+        if !matches!(request.method, Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "read-only: GET\n");
             response
                 .headers_mut()
@@ -72,16 +105,22 @@ impl Admin {
             return response;
         }
         match path {
-            "/metrics" => self.metrics_page(),
+            // Probes come with any name, and learn nothing.
             "/livez" | "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if *self.closing.borrow() => {
+            "/readyz" if *self.leaving.borrow() => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
             }
             "/readyz" => text(StatusCode::OK, "ready\n"),
+            _ if !host::known(request, &self.hosts) => text(
+                StatusCode::MISDIRECTED_REQUEST,
+                "not by this name: `admin_hosts` in the configuration has the names that are answered to\n",
+            ),
+            "/metrics" => self.metrics_page(),
             "/lanes" => json_page(&self.lanes()),
+            "/config" => json_page(&self.config),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /metrics /livez /readyz /lanes\n",
+                "there are /metrics /livez /readyz /lanes /config\n",
             ),
         }
     }

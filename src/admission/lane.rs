@@ -34,6 +34,16 @@ pub struct Ask {
     pub held: u64,
 }
 
+impl Ask {
+    fn waiter(&self, now: Timestamp) -> Waiter {
+        Waiter {
+            flow: self.flow,
+            call: self.call,
+            deadline: now + self.patience,
+        }
+    }
+}
+
 /// What a lane tells those who only look.
 #[derive(Clone, Debug)]
 pub struct LaneView {
@@ -91,6 +101,38 @@ impl News {
     }
 }
 
+/// One request before its lane, for as many tries as it takes: it keeps its arrival and its
+/// deadline.
+pub struct Turn {
+    lane: Arc<LaneCell>,
+    ask: Ask,
+    first: Option<First>,
+}
+
+/// What is kept of the first time it asked.
+#[derive(Clone, Copy)]
+struct First {
+    /// Its number in order of arrival; zero if it never waited.
+    arrival: u64,
+    deadline: Timestamp,
+}
+
+impl Turn {
+    /// May it go? The first time as [`LaneCell::admit`]; after that it comes back for another try,
+    /// to the front of its flow.
+    ///
+    /// # Errors
+    /// [`Shed`]: it was refused, at once or when its patience was over.
+    pub async fn admit(&mut self) -> Result<Permit, Shed> {
+        let (asked, first) = self.lane.ask(self.ask, self.first);
+        self.first = Some(first);
+        match asked {
+            Asked::Answered(answer) => answer,
+            Asked::Waits(wait) => wait.await,
+        }
+    }
+}
+
 impl LaneCell {
     pub(super) fn new(
         lane: LocalLane,
@@ -118,22 +160,45 @@ impl LaneCell {
     /// # Errors
     /// [`Shed`]: it was refused, at once or when its patience was over.
     pub async fn admit(self: &Arc<Self>, ask: Ask) -> Result<Permit, Shed> {
-        match self.ask(ask) {
-            Asked::Answered(answer) => answer,
-            Asked::Waits(wait) => wait.await,
+        self.turn(ask).admit().await
+    }
+
+    /// The same for a request that may come back.
+    pub fn turn(self: &Arc<Self>, ask: Ask) -> Turn {
+        Turn {
+            lane: self.clone(),
+            ask,
+            first: None,
         }
     }
 
-    fn ask(self: &Arc<Self>, ask: Ask) -> Asked {
+    /// Whether asking now would be in vain: for whoever is to be told before it sends what is large.
+    ///
+    /// # Errors
+    /// [`Shed`]: it would be shed at once.
+    pub fn foresee(&self, ask: Ask) -> Result<(), Shed> {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.lane.foresee(&ask.waiter(now), now)
+    }
+
+    fn ask(self: &Arc<Self>, ask: Ask, before: Option<First>) -> (Asked, First) {
         let mut news = News::default();
         let mut state = self.state.lock();
         let now = self.clock.now();
-        let waiter = Waiter {
-            flow: ask.flow,
-            call: ask.call,
+        let mut first = before.unwrap_or(First {
+            arrival: 0,
             deadline: now + ask.patience,
+        });
+        let waiter = Waiter {
+            deadline: first.deadline,
+            ..ask.waiter(now)
         };
-        let asked = match state.lane.ask(waiter, now) {
+        let verdict = match before {
+            None => state.lane.ask(waiter, now),
+            Some(first) => state.lane.rejoin(waiter, first.arrival, now),
+        };
+        let asked = match verdict {
             Verdict::Admit { slot, shadow } => {
                 if let Some(shed) = shadow {
                     self.metrics.shadowed(self.group, shed.into());
@@ -147,6 +212,7 @@ impl LaneCell {
                 {
                     news.0.push((waiting.told, Err(shed)));
                 }
+                first.arrival = waiter.arrival();
                 let (told, news) = oneshot::channel();
                 let waiting = Waiting {
                     asked: now,
@@ -165,7 +231,7 @@ impl LaneCell {
         self.settle(&mut state, now, &mut news);
         drop(state);
         news.tell();
-        asked
+        (asked, first)
     }
 
     /// Lets everybody go whose turn has come, and sees to it that the next turn is not missed.

@@ -1,31 +1,19 @@
 //! From the written form to the meant one: the process as a whole. `groups.rs` does the rest.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
-use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::Path;
 
 use super::Config;
 use super::faults::{Fault, Place};
 use super::groups;
-use super::process::{Buffers, Limits, Log, LogFormat, LogLevel, Target, Timeouts, Upstream};
+use super::keys::Kind;
+use super::process::{
+    Answers, Buffers, Limits, Log, LogFormat, LogLevel, Target, Timeouts, Upstream,
+};
 use super::raw::Value;
 use super::read::At;
-use super::schema;
 use super::secret::SecretSource;
-
-const MILLISECOND: Duration = Duration::from_millis(1);
-const HOUR: Duration = Duration::from_secs(3600);
-/// A wait that is a millisecond at least and an hour at most.
-pub(super) const PATIENCE: RangeInclusive<Duration> = MILLISECOND..=HOUR;
-/// More than ten seconds of margin would cost more of the window than it protects.
-const MARGIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10);
-pub(super) const WORKERS: RangeInclusive<u64> = 1..=1024;
-const PER_REQUEST: RangeInclusive<u64> = 0..=1 << 30;
-const TOTAL: RangeInclusive<u64> = 0..=1 << 40;
-const CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
-const LANES: RangeInclusive<u64> = 1..=1_000_000;
 
 /// What a listening address looks like.
 pub(super) const ADDRESS: &str = "an address and a port, such as `127.0.0.1:8080`";
@@ -37,6 +25,7 @@ pub(super) const URL: &str = "a URL such as `https://api.runpod.ai`";
 pub(super) struct Places {
     pub listen: Place,
     pub admin: Place,
+    pub replicas: Place,
     pub url: Place,
     pub api_key: Place,
     pub per_request: Place,
@@ -50,6 +39,7 @@ impl Places {
         Self {
             listen: Place::Nowhere,
             admin: Place::Nowhere,
+            replicas: Place::Nowhere,
             url: Place::Nowhere,
             api_key: Place::Nowhere,
             per_request: Place::Nowhere,
@@ -67,22 +57,30 @@ pub(super) fn write_over(
     faults: &mut Vec<Fault>,
 ) -> Places {
     let mut places = Places::nowhere();
-    let entries = root.entries(&schema::ROOT, faults);
+    let entries = root.entries(faults);
     let place = |key: &str| entries.get(key).map_or(Place::Nowhere, At::place);
 
-    if entries.set("listen", &mut config.listen, |at| address(at, faults)) {
+    if entries.set("listen", &mut config.listen, |at| address(at, 8080, faults)) {
         places.listen = place("listen");
     }
-    if entries.set("admin", &mut config.admin, |at| address(at, faults)) {
+    if entries.set("admin", &mut config.admin, |at| address(at, 9090, faults)) {
         places.admin = place("admin");
     }
     entries.set("workers", &mut config.workers, |at| {
-        let threads = usize::try_from(at.whole(WORKERS, faults)?).ok()?;
-        NonZeroUsize::new(threads).map(Some)
+        NonZeroUsize::new(at.whole(faults)?).map(Some)
     });
+    if entries.set("replicas", &mut config.replicas, |at| {
+        NonZeroU32::new(at.whole(faults)?)
+    }) {
+        places.replicas = place("replicas");
+    }
     entries.set("state_dir", &mut config.state_dir, |at| {
-        path(at, folder, faults).map(Some)
+        at.path(folder, faults).map(Some)
     });
+    if let Some(at) = entries.get("admin_hosts") {
+        let hosts = at.items(faults).into_iter();
+        config.admin_hosts = hosts.filter_map(|item| host(&item, faults)).collect();
+    }
     if let Some(at) = entries.get("upstream") {
         upstream(&mut config.upstream, at, folder, &mut places, faults);
     }
@@ -95,6 +93,9 @@ pub(super) fn write_over(
     if let Some(at) = entries.get("limits") {
         limits(&mut config.limits, at, faults);
     }
+    if let Some(at) = entries.get("answers") {
+        answers(&mut config.answers, at, faults);
+    }
     if let Some(at) = entries.get("log") {
         log(&mut config.log, at, faults);
     }
@@ -104,13 +105,15 @@ pub(super) fn write_over(
     if let Some(at) = entries.get("endpoints") {
         config.endpoints = groups::endpoints(&config.groups, at, faults);
     }
-    config.spread_margin();
+    config.spread();
     places
 }
 
-fn address(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
+fn address(at: &At<'_>, usual: u16, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
+    at.is(&Kind::Address, faults)?;
     if let Value::Whole(port) = at.value {
-        let help = meant_address(&format!(":{port}")).map(|meant| format!("write `{meant}`"));
+        let help =
+            meant_address(&format!(":{port}"), usual).map(|meant| format!("write `{meant}`"));
         let fault = at
             .fault(format!("expected {ADDRESS}"))
             .label("this is a number");
@@ -120,7 +123,7 @@ fn address(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
     let text = at.text(ADDRESS, faults)?;
     let read = text.parse();
     if read.is_err() {
-        let help = meant_address(text).map(|meant| format!("write `{meant}`"));
+        let help = meant_address(text, usual).map(|meant| format!("write `{meant}`"));
         let fault = at
             .fault(format!("expected {ADDRESS}"))
             .label("this is none");
@@ -129,15 +132,35 @@ fn address(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
     read.ok()
 }
 
-/// The address somebody meant who wrote `localhost:8080`, `:8080` or `127.0.0.1`.
-pub(super) fn meant_address(text: &str) -> Option<SocketAddr> {
-    let (host, port) = text.rsplit_once(':').unwrap_or((text, "8080"));
+/// The address somebody meant who wrote `localhost:8080`, `:8080` or `127.0.0.1`, there with the
+/// `usual` port.
+pub(super) fn meant_address(text: &str, usual: u16) -> Option<SocketAddr> {
+    let usual = usual.to_string();
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, &usual));
     let host = match host {
         "localhost" | "" => "127.0.0.1",
         "*" => "0.0.0.0",
         host => host,
     };
     format!("{host}:{port}").parse().ok()
+}
+
+/// A host's name in lower case, or `*`.
+fn host(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<String> {
+    const EXPECTED: &str = "a host's name such as `podgate.example.com`, or `*`";
+    at.parsed(&Kind::Host, EXPECTED, self::host_name, faults)
+}
+
+fn host_name(text: &str) -> Result<String, &'static str> {
+    let named = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    match text {
+        "*" => Ok(text.to_owned()),
+        _ if text.contains(':') => Err("the port does not belong here"),
+        _ if (1..=253).contains(&text.len()) && text.bytes().all(named) => {
+            Ok(text.to_ascii_lowercase())
+        }
+        _ => Err("that is no host name"),
+    }
 }
 
 fn upstream(
@@ -147,12 +170,12 @@ fn upstream(
     places: &mut Places,
     faults: &mut Vec<Fault>,
 ) {
-    let entries = at.entries(&schema::UPSTREAM, faults);
+    let entries = at.entries(faults);
     if let Some(at) = entries.get("url") {
         places.url = at.place();
     }
     entries.set("url", &mut upstream.target, |at| {
-        at.parsed(URL, Target::parse, faults)
+        at.parsed(&Kind::Url, URL, Target::parse, faults)
     });
     if let Some(at) = entries.get("api_key") {
         places.api_key = at.key_place();
@@ -162,18 +185,17 @@ fn upstream(
     }
     let remote = &mut upstream.allow_remote_injection;
     entries.set("allow_remote_injection", remote, |at| at.flag(faults));
-    entries.set("connect_timeout", &mut upstream.connect_timeout, |at| {
-        at.duration(PATIENCE, faults)
-    });
-    entries.set("idle_timeout", &mut upstream.idle_timeout, |at| {
-        at.duration(PATIENCE, faults)
-    });
-    entries.set("margin", &mut upstream.margin, |at| {
-        at.duration(MARGIN, faults)
-    });
+    for (key, target) in [
+        ("connect_timeout", &mut upstream.connect_timeout),
+        ("idle_timeout", &mut upstream.idle_timeout),
+        ("margin", &mut upstream.margin),
+        ("max_connection_age", &mut upstream.max_connection_age),
+    ] {
+        entries.set(key, target, |at| at.duration(faults));
+    }
     if let Some(at) = entries.get("trust_ca") {
         for item in at.items(faults) {
-            if let Some(path) = path(&item, folder, faults) {
+            if let Some(path) = item.path(folder, faults) {
                 upstream.trust_ca.push(path);
                 places.trust_ca.push(item.place());
             }
@@ -191,9 +213,9 @@ fn api_key(at: &At<'_>, folder: &Path, faults: &mut Vec<Fault>) -> Option<Secret
         return None;
     }
     let before = faults.len();
-    let entries = at.entries(&schema::API_KEY, faults);
+    let entries = at.entries(faults);
     match (entries.get("file"), entries.get("env")) {
-        (Some(file), None) => path(file, folder, faults).map(SecretSource::File),
+        (Some(file), None) => file.path(folder, faults).map(SecretSource::File),
         (None, Some(env)) => variable(env, faults).map(SecretSource::Env),
         (Some(file), Some(env)) => {
             let fault = env.key_fault("`file` and `env` exclude each other");
@@ -216,18 +238,8 @@ fn api_key(at: &At<'_>, folder: &Path, faults: &mut Vec<Fault>) -> Option<Secret
     }
 }
 
-fn path(at: &At<'_>, folder: &Path, faults: &mut Vec<Fault>) -> Option<PathBuf> {
-    let text = at.text("a file's path", faults)?;
-    match text {
-        "" => {
-            faults.push(at.fault("expected a file's path").label("this is empty"));
-            None
-        }
-        _ => Some(folder.join(text)),
-    }
-}
-
 fn variable(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<String> {
+    at.is(&Kind::Variable, faults)?;
     const EXPECTED: &str = "the name of an environment variable, such as `RUNPOD_API_KEY`";
     let name = at.text(EXPECTED, faults)?;
     let part = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
@@ -243,7 +255,7 @@ fn variable(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<String> {
 }
 
 fn timeouts(timeouts: &mut Timeouts, at: &At<'_>, places: &mut Places, faults: &mut Vec<Fault>) {
-    let entries = at.entries(&schema::TIMEOUTS, faults);
+    let entries = at.entries(faults);
     if let Some(at) = entries
         .get("body_idle")
         .or_else(|| entries.get("body_total"))
@@ -256,34 +268,40 @@ fn timeouts(timeouts: &mut Timeouts, at: &At<'_>, places: &mut Places, faults: &
         ("body_total", &mut timeouts.body_total),
         ("write", &mut timeouts.write),
         ("keep_alive", &mut timeouts.keep_alive),
+        ("shutdown_delay", &mut timeouts.shutdown_delay),
+        ("drain", &mut timeouts.drain),
     ] {
-        entries.set(key, target, |at| at.duration(PATIENCE, faults));
+        entries.set(key, target, |at| at.duration(faults));
     }
 }
 
 fn buffers(buffers: &mut Buffers, at: &At<'_>, places: &mut Places, faults: &mut Vec<Fault>) {
-    let entries = at.entries(&schema::BUFFERS, faults);
+    let entries = at.entries(faults);
     if let Some(at) = entries.get("per_request").or_else(|| entries.get("total")) {
         places.per_request = at.place();
     }
     entries.set("per_request", &mut buffers.per_request, |at| {
-        at.size(PER_REQUEST, faults)
+        at.size(faults)
     });
-    entries.set("total", &mut buffers.total, |at| at.size(TOTAL, faults));
+    entries.set("total", &mut buffers.total, |at| at.size(faults));
 }
 
 fn limits(limits: &mut Limits, at: &At<'_>, faults: &mut Vec<Fault>) {
-    let entries = at.entries(&schema::LIMITS, faults);
+    let entries = at.entries(faults);
     entries.set("connections", &mut limits.connections, |at| {
-        u32::try_from(at.whole(CONNECTIONS, faults)?).ok()
+        at.whole(faults)
     });
-    entries.set("lanes", &mut limits.lanes, |at| {
-        u32::try_from(at.whole(LANES, faults)?).ok()
-    });
+    entries.set("lanes", &mut limits.lanes, |at| at.whole(faults));
+}
+
+fn answers(answers: &mut Answers, at: &At<'_>, faults: &mut Vec<Fault>) {
+    let entries = at.entries(faults);
+    let headers = &mut answers.rate_limit_headers;
+    entries.set("rate_limit_headers", headers, |at| at.flag(faults));
 }
 
 fn log(log: &mut Log, at: &At<'_>, faults: &mut Vec<Fault>) {
-    let entries = at.entries(&schema::LOG, faults);
+    let entries = at.entries(faults);
     entries.set("format", &mut log.format, |at| {
         at.word(&LogFormat::WORDS, faults)
     });

@@ -5,12 +5,16 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use super::faults::{Fault, Place};
 use super::overrides::Overrides;
+use super::policy::GroupVerdict;
 use super::reading::{Reading, read_file};
-use super::{LoadError, table};
+use super::{Config, LoadError, table};
+use crate::limit::quota::Rate;
+use crate::operation::Group;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -35,6 +39,7 @@ pub fn check(path: &Path, colours: bool, out: &mut impl Write) -> io::Result<Ver
         }
         Err(LoadError::Faults(faults)) => {
             write!(out, "{}", faults.render(colours))?;
+            writeln!(out, "\n{}: 1 fault", path.display())?;
             Ok(Verdict::Refused)
         }
     }
@@ -93,6 +98,17 @@ fn warnings(reading: &Reading<'_>) -> Vec<Fault> {
             found.push(fault.label("podgate would not start here").warning());
         }
     }
+    let scarce = scarce(config);
+    if !scarce.is_empty() {
+        let what = format!(
+            "some limit is below {} in {}: each podgate still keeps 1 of it",
+            config.replicas,
+            scarce.join(", ")
+        );
+        let fault = Fault::new(places.replicas.clone(), "replicas", what);
+        let fault = fault.label("together they may exceed it");
+        found.push(fault.warning());
+    }
     let prefix = &config.upstream.target.prefix;
     if (prefix == "/v2" || prefix.ends_with("/v2")) && places.url != Place::Nowhere {
         let what = format!("paths begin with `/v2` already: calls would go to `{prefix}/v2/...`");
@@ -105,4 +121,23 @@ fn warnings(reading: &Reading<'_>) -> Vec<Fault> {
         );
     }
     found
+}
+
+/// The groups that cannot be divided among the replicas.
+fn scarce(config: &Config) -> Vec<String> {
+    let replicas = config.replicas;
+    let tables = config.endpoints.iter().map(|rule| &rule.groups);
+    let tables: Vec<_> = tables.chain([&config.groups]).collect();
+    let divisible = |group: Group| {
+        tables.iter().all(|table| match table.get(group) {
+            GroupVerdict::Policy(policy) => {
+                let rate = policy.whole.rate.map(Rate::requests);
+                let permits = policy.whole.concurrency.map(NonZeroU32::get);
+                rate.into_iter().chain(permits).all(|n| n >= replicas.get())
+            }
+            GroupVerdict::Reject => true,
+        })
+    };
+    let groups = Group::ALL.into_iter().filter(|group| !divisible(*group));
+    groups.map(|group| format!("`{}`", group.name())).collect()
 }

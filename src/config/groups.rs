@@ -4,33 +4,20 @@
 //! changes only the keys it names.
 
 use std::num::NonZeroU32;
-use std::ops::RangeInclusive;
-use std::time::Duration;
 
-use super::bridge::PATIENCE;
 use super::faults::{Fault, Place};
+use super::hint;
+use super::keys;
 use super::policy::{EndpointRule, GroupPolicy, GroupTable, Knob, Pattern, Source, Sources};
 use super::raw::Value;
 use super::read::{At, Entries};
-use super::schema;
 use crate::limit::quota::{Burst, Counts, Mode, Rate};
 use crate::operation::Group;
 
-/// The largest body podgate forwards, whatever is configured: the API's own limits are 10 and
-/// 20 MiB, and a limit nobody can reach is a typing error.
-const LARGEST_BODY: u64 = 1 << 30;
-/// Each waiter costs memory while it waits.
-const LONGEST_QUEUE: u64 = 100_000;
-const MOST_PERMITS: u64 = 1_000_000;
-/// A client that waits longer has left.
-const MAX_WAIT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
-/// A permit that outlives its exchange longer would be a limit of its own.
-const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(1);
-const HOLD_SHARE: RangeInclusive<u64> = 1..=100;
 /// Each rule carries a policy for every group.
-const MOST_RULES: usize = 10_000;
+pub(super) const MOST_RULES: usize = 10_000;
 
-const SOURCES: [(&str, Source); 3] = [
+pub(super) const SOURCES: [(&str, Source); 3] = [
     ("seed", Source::Seed),
     ("docs", Source::Docs),
     ("podgate", Source::Podgate),
@@ -56,13 +43,13 @@ pub(super) enum Layer {
 
 /// Writes a `groups` map over `table`.
 pub(super) fn table(table: &mut GroupTable, at: &At<'_>, layer: Layer, faults: &mut Vec<Fault>) {
-    let entries = at.entries(&schema::GROUPS, faults);
+    let entries = at.entries(faults);
     for group in Group::ALL {
         let Some(at) = entries.get(group.name()) else {
             continue;
         };
         if group == Group::Other {
-            table.other_rejected = at.is_word("reject");
+            table.other_rejected = at.is_the_word();
             if table.other_rejected {
                 continue;
             }
@@ -77,7 +64,7 @@ pub(super) fn endpoints(
     at: &At<'_>,
     faults: &mut Vec<Fault>,
 ) -> Vec<EndpointRule> {
-    let named = at.named(faults);
+    let named = at.ids(faults);
     if named.len() > MOST_RULES {
         let what = format!("{} rules; the most is {MOST_RULES}", named.len());
         faults.push(at.key_fault(what));
@@ -85,7 +72,7 @@ pub(super) fn endpoints(
     }
     let mut rules: Vec<(EndpointRule, At<'_>)> = Vec::with_capacity(named.len());
     for (id, at) in named {
-        let entries = at.entries(&schema::ENDPOINT, faults);
+        let entries = at.entries(faults);
         let mut groups = base.clone();
         if let Some(at) = entries.get("groups") {
             table(&mut groups, at, Layer::File, faults);
@@ -121,21 +108,22 @@ fn policy(
     layer: Layer,
     faults: &mut Vec<Fault>,
 ) {
-    let level = match layer {
-        Layer::Preset => &schema::PRESET_GROUP,
-        Layer::File => &schema::GROUP,
-    };
     if !matches!(at.value, Value::Map(_) | Value::Nothing) && group == Group::Other {
         let fault = at.fault("expected `reject`, or a map of settings");
         faults.push(fault.label(format!("this is {}", at.value.kind())));
         return;
     }
-    let entries = at.entries(level, faults);
+    let entries = at.entries(faults);
     let mut given = Given {
         sources: &mut policy.sources,
-        stated: match entries.get("sources") {
-            Some(at) => stated(at, faults),
-            None => Vec::new(),
+        stated: match (entries.get("sources"), layer) {
+            (None, _) => Vec::new(),
+            (Some(at), Layer::Preset) => stated(at, faults),
+            (Some(at), Layer::File) => {
+                let help = hint::hint(&keys::GROUP, "sources");
+                faults.push(at.no_such_key().maybe_help(help));
+                Vec::new()
+            }
         },
         layer,
     };
@@ -153,32 +141,24 @@ fn policy(
     }) {
         given.mark(Knob::Concurrency);
     }
-    if entries.set("max_body", &mut policy.max_body, |at| {
-        at.size(0..=LARGEST_BODY, faults)
-    }) {
+    if entries.set("max_body", &mut policy.max_body, |at| at.size(faults)) {
         given.mark(Knob::MaxBody);
     }
-    if entries.set("max_wait", &mut policy.max_wait, |at| {
-        at.duration(MAX_WAIT, faults)
-    }) {
+    if entries.set("max_wait", &mut policy.max_wait, |at| at.duration(faults)) {
         given.mark(Knob::MaxWait);
     }
-    if entries.set("queue", &mut policy.queue, |at| {
-        usize::try_from(at.whole(0..=LONGEST_QUEUE, faults)?).ok()
-    }) {
+    if entries.set("queue", &mut policy.queue, |at| at.whole(faults)) {
         given.mark(Knob::Queue);
     }
     if entries.set("response_timeout", &mut policy.response_timeout, |at| {
-        at.duration(PATIENCE, faults)
+        at.duration(faults)
     }) {
         given.mark(Knob::ResponseTimeout);
     }
     if entries.set("mode", &mut policy.mode, |at| at.word(&MODES, faults)) {
         given.mark(Knob::Mode);
     }
-    if entries.set("settle", &mut quota.settle, |at| {
-        at.duration(SETTLE, faults)
-    }) {
+    if entries.set("settle", &mut quota.settle, |at| at.duration(faults)) {
         given.mark(Knob::Settle);
     }
     if entries.set("counts", &mut quota.counts, |at| at.word(&COUNTS, faults)) {
@@ -205,13 +185,11 @@ fn policy(
     if entries.set(
         "held_response_timeout",
         &mut policy.held_response_timeout,
-        |at| at.duration(PATIENCE, faults),
+        |at| at.duration(faults),
     ) {
         given.mark(Knob::HeldResponseTimeout);
     }
-    if entries.set("hold_share", &mut quota.hold_share, |at| {
-        u8::try_from(at.whole(HOLD_SHARE, faults)?).ok()
-    }) {
+    if entries.set("hold_share", &mut quota.hold_share, |at| at.whole(faults)) {
         given.mark(Knob::HoldShare);
     }
 }
@@ -248,8 +226,7 @@ fn stated(at: &At<'_>, faults: &mut Vec<Fault>) -> Vec<(Knob, Source)> {
 }
 
 fn concurrency(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<Option<NonZeroU32>> {
-    let permits = at.whole_or("none", 1..=MOST_PERMITS, faults)?;
-    Some(permits.and_then(|permits| NonZeroU32::new(u32::try_from(permits).ok()?)))
+    Some(at.whole_or(faults)?.and_then(NonZeroU32::new))
 }
 
 /// `none`, or any of `requests`, `per` and `burst` over what is there.
@@ -263,7 +240,7 @@ fn rate(
     let Some(at) = entries.get("rate") else {
         return;
     };
-    if at.is_word("none") {
+    if at.is_the_word() {
         (*rate, *burst) = (None, Burst::Auto);
         given.mark(Knob::Rate);
         return;
@@ -274,17 +251,13 @@ fn rate(
         return;
     }
     let before = faults.len();
-    let parts = at.entries(&schema::RATE, faults);
+    let parts = at.entries(faults);
     let mut requests = rate.map(|rate| u64::from(rate.requests()));
     let mut per = rate.map(Rate::period);
-    let most = u64::from(Rate::MOST_REQUESTS);
-    let counted = parts.set("requests", &mut requests, |at| {
-        at.whole(1..=most, faults).map(Some)
-    });
-    let periods = Duration::from_millis(1)..=Rate::LONGEST_PERIOD;
-    let timed = parts.set("per", &mut per, |at| at.duration(periods, faults).map(Some));
+    let counted = parts.set("requests", &mut requests, |at| at.whole(faults).map(Some));
+    let timed = parts.set("per", &mut per, |at| at.duration(faults).map(Some));
     let mut at_once = *burst;
-    let paced = parts.set("burst", &mut at_once, |at| self::burst(at, most, faults));
+    let paced = parts.set("burst", &mut at_once, |at| self::burst(at, faults));
     if faults.len() > before {
         return;
     }
@@ -315,9 +288,8 @@ fn rate(
     faults.push(fault.label("not complete"));
 }
 
-fn burst(at: &At<'_>, most: u64, faults: &mut Vec<Fault>) -> Option<Burst> {
-    let burst = at.whole_or("auto", 1..=most, faults)?;
-    let burst = burst.and_then(|burst| NonZeroU32::new(u32::try_from(burst).ok()?));
+fn burst(at: &At<'_>, faults: &mut Vec<Fault>) -> Option<Burst> {
+    let burst = at.whole_or(faults)?.and_then(NonZeroU32::new);
     Some(burst.map_or(Burst::Auto, Burst::Fixed))
 }
 

@@ -1,7 +1,7 @@
 //! What is allowed: the configuration, every value of it valid, every fault in it told at once.
 //!
 //! Read in this order: the file's text becomes a plain tree (`raw`), the tree is checked key by
-//! key (`read`, `schema`) and written over the preset (`bridge`, `groups`), and what comes out is
+//! key (`read`, `keys`) and written over the preset (`bridge`, `groups`), and what comes out is
 //! a [`Config`]. What was wrong comes out as [`Faults`]. `reading` is that way in one place.
 //!
 //! No clock, no threads; the only I/O is reading the file ([`Config::load`]) and, later and
@@ -13,25 +13,27 @@ pub mod secret;
 pub mod overrides;
 pub mod faults;
 pub mod check;
+pub mod schema;
 pub mod units;
+mod keys;
+mod hint;
 mod show;
 mod bridge;
 mod groups;
 mod raw;
 mod read;
 mod reading;
-mod schema;
 mod span;
 mod table;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use faults::Faults;
 use overrides::Overrides;
 use policy::{EndpointRule, GroupTable, GroupVerdict};
-use process::{Buffers, Limits, Log, Timeouts, Upstream};
+use process::{Answers, Buffers, Limits, Log, Timeouts, Upstream};
 use reading::{Reading, read_file};
 
 use crate::operation::Group;
@@ -46,8 +48,12 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators call.
     pub admin: SocketAddr,
+    /// Further names by which operators call it, in lower case; `*`: any.
+    pub admin_hosts: Vec<String>,
     /// Threads; `None`: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
+    /// How many podgates spend the account's budget, each its share of it.
+    pub replicas: NonZeroU32,
     /// Where what outlives the process is kept; `None`: a restart forgets.
     pub state_dir: Option<PathBuf>,
     pub upstream: Upstream,
@@ -55,6 +61,7 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub buffers: Buffers,
     pub limits: Limits,
+    pub answers: Answers,
     pub log: Log,
     /// For endpoints no rule matches.
     pub groups: GroupTable,
@@ -77,12 +84,15 @@ impl Config {
         let mut config = Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+            admin_hosts: Vec::new(),
             workers: None,
+            replicas: NonZeroU32::MIN,
             state_dir: None,
             upstream: Upstream::default(),
             timeouts: Timeouts::default(),
             buffers: Buffers::default(),
             limits: Limits::default(),
+            answers: Answers::default(),
             log: Log::default(),
             groups: GroupTable::blank(),
             endpoints: Vec::new(),
@@ -91,11 +101,11 @@ impl Config {
         // has no fault and names every number. Going on without its limits would be worse.
         let tree = raw::parse(PRESET).expect("the preset is YAML");
         let mut faults = Vec::new();
-        for (_, at) in read::At::root(&tree).named(&mut faults) {
-            groups::table(&mut config.groups, &at, groups::Layer::Preset, &mut faults);
+        if let Some(at) = read::At::root(&tree).entries(&mut faults).get("groups") {
+            groups::table(&mut config.groups, at, groups::Layer::Preset, &mut faults);
         }
         assert!(faults.is_empty(), "the preset has faults: {faults:?}");
-        config.spread_margin();
+        config.spread();
         config
     }
 
@@ -118,6 +128,27 @@ impl Config {
         reading.map_err(LoadError::Faults)
     }
 
+    /// Where operators call a podgate that was started with this file, or without one. What else
+    /// is wrong with the file does not matter here: it may have changed since.
+    pub fn admin_address(
+        file: Option<&Path>,
+        overrides: &Overrides,
+    ) -> Result<SocketAddr, LoadError> {
+        let text = match (file, &overrides.admin) {
+            (Some(file), None) => read_file(file)?,
+            _ => String::new(),
+        };
+        let mut config = Reading::new("", &text, &Overrides::default()).config;
+        // Whether it is free is not asked here.
+        config.listen.set_port(0);
+        let only = Overrides {
+            admin: overrides.admin.clone(),
+            ..Overrides::default()
+        };
+        let config = config.with(&only).map_err(LoadError::Faults)?;
+        Ok(config.admin)
+    }
+
     /// What `group` is allowed at `endpoint`. Allocates nothing; looks at each rule once.
     pub fn group(&self, endpoint: &str, group: Group) -> GroupVerdict<'_> {
         let rule = self
@@ -133,13 +164,15 @@ impl Config {
         patterns.filter(|pattern| !pattern.contains('*'))
     }
 
-    /// The margin is set once and holds for every quota.
-    fn spread_margin(&mut self) {
-        let margin = self.upstream.margin;
+    /// What is set once and holds for every quota. Called when all of them have been read.
+    fn spread(&mut self) {
+        let (margin, replicas) = (self.upstream.margin, self.replicas);
         let tables = self.endpoints.iter_mut().map(|rule| &mut rule.groups);
         for table in tables.chain([&mut self.groups]) {
             for policy in &mut table.policies {
                 policy.quota.margin = margin;
+                policy.whole = policy.quota;
+                policy.quota = policy.whole.share(replicas);
             }
         }
     }
@@ -175,11 +208,9 @@ mod tests {
         let tree = raw::parse(PRESET).expect("YAML");
         let mut faults = Vec::new();
         let mut table = GroupTable::blank();
-        let root = read::At::root(&tree).named(&mut faults);
-        let [(key, groups)] = root.as_slice() else {
-            panic!("one key")
-        };
-        assert_eq!(*key, "groups");
+        let root = read::At::root(&tree).entries(&mut faults);
+        assert_eq!(root.named().collect::<Vec<_>>(), ["groups"]);
+        let groups = root.get("groups").expect("the one key");
         groups::table(&mut table, groups, groups::Layer::Preset, &mut faults);
         assert_eq!(faults, []);
 
@@ -190,7 +221,7 @@ mod tests {
                 let held = ["held_response_timeout", "hold_share"].contains(key);
                 name == "status" || !held
             };
-            let mut keys: Vec<_> = schema::GROUP.keys.to_vec();
+            let mut keys = keys::GROUP.names();
             keys.retain(everywhere);
             given.sort_unstable();
             keys.sort_unstable();
@@ -261,6 +292,7 @@ mod tests {
                 2000,
                 [Docs, Docs, Podgate],
             ),
+            (Group::Worker, 0, 0, 24 * mib, 0, 0, [Podgate; 3]),
             (Group::Other, 100, 20, 20 * mib, 2, 200, [Podgate; 3]),
         ] {
             let policy = policy(&config, "any", group);
@@ -273,14 +305,22 @@ mod tests {
             assert_eq!(policy.max_body, body, "{name}");
             assert_eq!(policy.max_wait, Duration::from_secs(wait), "{name}");
             assert_eq!(policy.queue, queue, "{name}");
-            assert_eq!(policy.mode, Mode::Enforce, "{name}");
+            let mode = match group {
+                Group::Worker => Mode::Disabled,
+                _ => Mode::Enforce,
+            };
+            assert_eq!(policy.mode, mode, "{name}");
             let said = [Knob::Rate, Knob::Concurrency, Knob::MaxBody].map(|k| policy.sources.of(k));
             assert_eq!(said, sources, "{name}");
         }
         for operation in Operation::ALL {
-            let long = operation.held() || operation == Operation::OpenAi;
             let timeout = policy(&config, "any", operation.group()).response_timeout(operation);
-            let expected = Duration::from_secs(if long { 330 } else { 30 });
+            let expected = Duration::from_secs(match operation {
+                Operation::Worker => 100,
+                Operation::OpenAi => 330,
+                held if held.held() => 330,
+                _ => 30,
+            });
             assert_eq!(timeout, expected, "{}", operation.name());
         }
     }
@@ -324,6 +364,31 @@ mod tests {
 
         let untouched = policy(&config, "abc-1", Group::Status);
         assert_eq!(of(untouched, Knob::Rate), Source::Seed);
+    }
+
+    #[test]
+    fn replicas_divide_every_rate_and_concurrency_also_those_of_endpoints() {
+        let config = parse(
+            "replicas: 3\n\
+             endpoints:\n  \
+             a: { groups: { run: { rate: { requests: 500, burst: 100 }, concurrency: none } } }\n",
+        );
+        let numbers = |endpoint, group| {
+            let quota = policy(&config, endpoint, group).quota;
+            (quota.rate, quota.concurrency.map(NonZeroU32::get))
+        };
+        assert_eq!(numbers("b", Group::Run), (per_10s(333), Some(66)));
+        assert_eq!(numbers("b", Group::PurgeQueue), (per_10s(1), None));
+        assert_eq!(numbers("b", Group::Health), (None, Some(6)));
+        assert_eq!(numbers("b", Group::Requests), (per_10s(3), Some(1)));
+        assert_eq!(numbers("a", Group::Run), (per_10s(166), None));
+        let burst = policy(&config, "a", Group::Run).quota.burst;
+        assert_eq!(Some(burst), NonZeroU32::new(33).map(Burst::Fixed));
+
+        let whole = policy(&config, "a", Group::Run).whole;
+        assert_eq!(whole.rate, per_10s(500));
+        assert_eq!(policy(&config, "b", Group::Run).max_body, 10 << 20);
+        assert_eq!(policy(&config, "b", Group::Run).queue, 2000);
     }
 
     #[test]

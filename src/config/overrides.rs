@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
 use super::Config;
-use super::bridge::{ADDRESS, Places, URL, WORKERS, meant_address};
+use super::bridge::{ADDRESS, Places, URL, meant_address};
 use super::faults::{Fault, Faults, Place};
+use super::keys::WORKERS;
 use super::process::Target;
 use super::reading::check_across;
 
@@ -55,12 +56,12 @@ impl Overrides {
         faults: &mut Vec<Fault>,
     ) {
         if let Some(given) = &self.listen
-            && let Some(address) = address(given, faults)
+            && let Some(address) = address(given, 8080, faults)
         {
             (config.listen, places.listen) = (address, given.place());
         }
         if let Some(given) = &self.admin
-            && let Some(address) = address(given, faults)
+            && let Some(address) = address(given, 9090, faults)
         {
             (config.admin, places.admin) = (address, given.place());
         }
@@ -85,10 +86,10 @@ impl Overrides {
     }
 }
 
-fn address(given: &Given, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
+fn address(given: &Given, usual: u16, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
     let read = given.text.parse();
     if read.is_err() {
-        let help = meant_address(&given.text).map(|meant| format!("write `{meant}`"));
+        let help = meant_address(&given.text, usual).map(|meant| format!("write `{meant}`"));
         faults.push(given.fault(ADDRESS).label("this is none").maybe_help(help));
     }
     read.ok()

@@ -103,7 +103,10 @@ impl Sources {
 /// What one group is allowed at one endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupPolicy {
+    /// What this podgate may spend: its share of `whole`.
     pub quota: Quota,
+    /// What all podgates of the account may spend together, as written.
+    pub whole: Quota,
     /// The largest request body, in bytes.
     pub max_body: u64,
     /// The longest time in the queue.
@@ -129,6 +132,7 @@ impl GroupPolicy {
         };
         Self {
             quota,
+            whole: quota,
             max_body: 0,
             max_wait: Duration::ZERO,
             queue: 0,

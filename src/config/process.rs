@@ -165,6 +165,9 @@ pub struct Upstream {
     /// The longest time from a request's last byte to its arrival there. Also in every group's
     /// [`Quota`].
     pub margin: Duration,
+    /// The oldest a connection may be and still get another request: past it a new one is made, so
+    /// that what the name now resolves to is noticed.
+    pub max_connection_age: Duration,
     /// PEM files with further roots; relative ones count from the configuration file's folder.
     pub trust_ca: Vec<PathBuf>,
 }
@@ -183,6 +186,7 @@ impl Default for Upstream {
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
             margin: Quota::MARGIN,
+            max_connection_age: Duration::from_secs(300),
             trust_ca: Vec::new(),
         }
     }
@@ -201,6 +205,10 @@ pub struct Timeouts {
     pub write: Duration,
     /// Between two requests on one connection.
     pub keep_alive: Duration,
+    /// How long requests are still taken once the end was asked for.
+    pub shutdown_delay: Duration,
+    /// How long what is under way may take to end once nothing new is accepted.
+    pub drain: Duration,
 }
 
 impl Default for Timeouts {
@@ -211,6 +219,8 @@ impl Default for Timeouts {
             body_total: Duration::from_secs(300),
             write: Duration::from_secs(30),
             keep_alive: Duration::from_secs(75),
+            shutdown_delay: Duration::ZERO,
+            drain: Duration::from_secs(30),
         }
     }
 }
@@ -247,6 +257,21 @@ impl Default for Limits {
         Self {
             connections: 20_000,
             lanes: 10_000,
+        }
+    }
+}
+
+/// What podgate adds to what clients are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// Whether answers say what is left of the caller's limit (`RateLimit`, `RateLimit-Policy`).
+    pub rate_limit_headers: bool,
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self {
+            rate_limit_headers: true,
         }
     }
 }

@@ -11,7 +11,7 @@
 use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, MapAccess};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, MapAccess};
 use serde::de::{SeqAccess, VariantAccess, Visitor};
 
 /// The most values a document may hold, aliases counted each time they are used: an alias bomb
@@ -135,6 +135,13 @@ fn malformed(text: &str, error: &serde_yaml::Error) -> Malformed {
             let offset = offset_of(text, line.parse().ok()?, column.parse().ok()?);
             Some((format!("while {what}"), offset))
         });
+    if said.contains("repetition limit exceeded") {
+        return Malformed {
+            why: "aliases repeat more than any configuration has use for".into(),
+            at: first_alias(text).or(Some(0)),
+            begun: None,
+        };
+    }
     let (why, _) = said.split_once(" at line ").unwrap_or((said, ""));
     // Characters that may not stand in a text have only an offset, and that only in words.
     let (why, at) = match why.split_once(" at position ") {
@@ -143,7 +150,7 @@ fn malformed(text: &str, error: &serde_yaml::Error) -> Malformed {
     };
     Malformed {
         why: why.to_owned(),
-        at,
+        at: at.or(Some(0)),
         begun,
     }
 }
@@ -156,18 +163,23 @@ fn offset_of(text: &str, line: usize, column: usize) -> usize {
     start + before.map(char::len_utf8).sum::<usize>()
 }
 
-/// Where the line begins that separates a first document from a second.
+/// Where the content of a text's second document begins.
 fn second_document(text: &str) -> Option<usize> {
-    let (mut content, mut start) = (false, 0);
-    for line in text.split_inclusive('\n') {
-        let separates = line.starts_with("---");
-        if separates && content {
-            return Some(start);
-        }
-        content |= !separates && !line.trim().is_empty() && !line.starts_with(['#', '%']);
-        start += line.len();
-    }
-    None
+    let mut documents = serde_yaml::Deserializer::from_str(text);
+    IgnoredAny::deserialize(documents.next()?).ok()?;
+    let error = Walk { steps: &[] }.deserialize(documents.next()?).err()?;
+    Some(error.location()?.index())
+}
+
+/// Where the first alias stands, or might.
+fn first_alias(text: &str) -> Option<usize> {
+    let mut before = ' ';
+    let mut starts = text.char_indices().filter(move |(_, c)| {
+        let first = *c == '*' && (before.is_whitespace() || matches!(before, '[' | '{' | ','));
+        before = *c;
+        first
+    });
+    starts.next().map(|(at, _)| at)
 }
 
 /// Builds the tree, and stops when it has grown too large.
@@ -377,6 +389,22 @@ mod tests {
         assert_eq!(keys, ["b", "a", "b", "0x10"]);
         assert_eq!(entries[1].1, Value::OtherNumber);
         assert_eq!(entries[2].1, Value::Text("yes".into()));
+    }
+
+    #[test]
+    fn a_second_document_is_found_where_it_begins() {
+        for (text, second) in [
+            ("a: 1\n---\nb: 2\n", "b: 2"),
+            ("--- a\n--- b\n", "b\n"),
+            ("# x\n---\na: 1\n--- # y\n[c]\n", "[c]"),
+            ("a: 1\n...\n# x\nb: 2\n", "b: 2"),
+            ("{ a: 1 } x\n", "x\n"),
+            ("---\n---\n", ""),
+        ] {
+            let refused = parse(text).expect_err("two documents");
+            let at = refused.at.expect("a place");
+            assert!(at > 0 && text[at..].starts_with(second), "{text}: {at}");
+        }
     }
 
     #[test]

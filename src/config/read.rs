@@ -1,16 +1,21 @@
 //! Reading the tree: each value against what it must be, each key against those there are.
 //!
+//! What it must be is in `keys`; a reader that asks for another kind than stands there is a mistake
+//! of ours, and refuses.
+//!
 //! A reader that finds something wrong writes a fault and leaves the setting as it was, so that
 //! the rest is read all the same.
 
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::faults::{Fault, Place};
+use super::hint;
+use super::keys::{self, Kind};
 use super::raw::{Step, Value};
-use super::schema::{self, Level};
 use super::span::quote;
 use super::units;
 
@@ -20,6 +25,7 @@ pub(super) struct At<'a> {
     pub value: &'a Value,
     pub path: String,
     steps: Vec<Step>,
+    kind: &'static Kind,
 }
 
 /// The entries of a map, each with a key that is known and stands once.
@@ -34,6 +40,7 @@ impl<'a> At<'a> {
             value,
             path: String::new(),
             steps: Vec::new(),
+            kind: &keys::WHOLE_FILE,
         }
     }
 
@@ -62,25 +69,59 @@ impl<'a> At<'a> {
         Fault::new(self.key_place(), &self.path, what)
     }
 
+    /// The kind is not known yet: until it is, nothing can be read of it.
     fn child(&self, nth: usize, name: &str, value: &'a Value) -> Self {
         let mut steps = self.steps.clone();
         steps.push(Step::Value(nth));
         let path = match self.path.as_str() {
-            "" => schema::shown(name),
-            path => format!("{path}.{}", schema::shown(name)),
+            "" => hint::shown(name),
+            path => format!("{path}.{}", hint::shown(name)),
         };
-        Self { value, path, steps }
+        let kind = self.kind;
+        Self {
+            value,
+            path,
+            steps,
+            kind,
+        }
     }
 
-    /// All entries of a map whose keys are names somebody chose; a name given twice is a fault.
-    /// Nothing behind the colon is an empty map.
+    /// What `keys` has for the kind that a reader asks for.
+    fn asked<K: ?Sized>(
+        &self,
+        of: impl FnOnce(&'static Kind) -> Option<&'static K>,
+        faults: &mut Vec<Fault>,
+    ) -> Option<&'static K> {
+        let asked = of(self.kind);
+        if asked.is_none() {
+            let what = "podgate does not read this key as it should: please report it";
+            faults.push(self.fault(what));
+        }
+        asked
+    }
+
+    /// The entries of a map whose keys are ids or shapes of ids.
+    pub fn ids(&self, faults: &mut Vec<Fault>) -> Vec<(&'a str, At<'a>)> {
+        let Some(kind) = self.asked(Kind::of_ids, faults) else {
+            return Vec::new();
+        };
+        let mut named = self.named(faults);
+        named.iter_mut().for_each(|(_, at)| at.kind = kind);
+        named
+    }
+
+    /// All entries of a map; a name given twice is a fault. Nothing behind the colon is an empty
+    /// map.
     pub fn named(&self, faults: &mut Vec<Fault>) -> Vec<(&'a str, At<'a>)> {
         let entries = match self.value {
             Value::Map(entries) => entries,
             Value::Nothing => return Vec::new(),
             other => {
                 let fault = self.fault("expected a map of keys and values");
-                faults.push(fault.label(format!("this is {}", other.kind())));
+                let fault = fault.label(format!("this is {}", other.kind()));
+                let key = matches!(other, Value::Text(text) if text.contains([':', '=']));
+                let help = "a setting is written `key: value`, with a space behind the colon";
+                faults.push(fault.maybe_help(key.then(|| help.to_owned())));
                 return Vec::new();
             }
         };
@@ -99,25 +140,36 @@ impl<'a> At<'a> {
         seen
     }
 
-    /// The entries of a map whose keys are those of `level`; any other is a fault.
-    pub fn entries(&self, level: &Level, faults: &mut Vec<Fault>) -> Entries<'a> {
-        let mut known = self.named(faults);
-        known.retain(|(key, at)| {
-            let known = level.keys.contains(key);
-            if !known {
-                let fault = at.key_fault("there is no such key").label("not known here");
-                faults.push(fault.maybe_help(schema::hint(level, key)));
-            }
-            known
-        });
+    /// The entries of a map whose keys are known; any other is a fault.
+    pub fn entries(&self, faults: &mut Vec<Fault>) -> Entries<'a> {
+        let mut known = Vec::new();
+        if let Some(level) = self.asked(Kind::level, faults) {
+            known = self.named(faults);
+            known.retain_mut(|(name, at)| {
+                let key = level.key(name);
+                match key {
+                    Some(key) => at.kind = &key.kind,
+                    None => faults.push(at.no_such_key().maybe_help(hint::hint(level, name))),
+                }
+                key.is_some()
+            });
+        }
         Entries {
             at: self.clone(),
             known,
         }
     }
 
+    pub fn no_such_key(&self) -> Fault {
+        let fault = self.key_fault("there is no such key");
+        fault.label("not known here")
+    }
+
     /// The items of a list.
     pub fn items(&self, faults: &mut Vec<Fault>) -> Vec<At<'a>> {
+        let Some(kind) = self.asked(Kind::of_items, faults) else {
+            return Vec::new();
+        };
         let Value::List(items) = self.value else {
             let fault = self.fault("expected a list, such as `[a, b]`");
             faults.push(fault.label(format!("this is {}", self.value.kind())));
@@ -126,6 +178,7 @@ impl<'a> At<'a> {
         let item = |(nth, value)| {
             let mut at = self.child(nth, "", value);
             at.path = format!("{}[{nth}]", self.path);
+            at.kind = kind;
             at
         };
         items.iter().enumerate().map(item).collect()
@@ -147,7 +200,14 @@ impl<'a> At<'a> {
         self.fault(format!("expected {expected}")).label(label)
     }
 
+    /// For the kinds that say all with their name.
+    pub fn is(&self, kind: &Kind, faults: &mut Vec<Fault>) -> Option<()> {
+        let same = |own: &Kind| std::mem::discriminant(own) == std::mem::discriminant(kind);
+        self.asked(|own| same(own).then_some(&()), faults).copied()
+    }
+
     pub fn flag(&self, faults: &mut Vec<Fault>) -> Option<bool> {
+        self.is(&Kind::Flag, faults)?;
         let Value::Flag(flag) = self.value else {
             let meant = match self.value {
                 Value::Text(text) if ["yes", "on"].contains(&&*text.to_lowercase()) => Some("true"),
@@ -163,7 +223,13 @@ impl<'a> At<'a> {
         Some(*flag)
     }
 
-    pub fn whole(&self, bounds: RangeInclusive<u64>, faults: &mut Vec<Fault>) -> Option<u64> {
+    /// A whole number that fits what it is read into.
+    pub fn whole<T: TryFrom<u64>>(&self, faults: &mut Vec<Fault>) -> Option<T> {
+        let bounds = self.asked(Kind::whole, faults)?;
+        T::try_from(self.number(bounds, faults)?).ok()
+    }
+
+    fn number(&self, bounds: &RangeInclusive<u64>, faults: &mut Vec<Fault>) -> Option<u64> {
         let Value::Whole(number) = *self.value else {
             let help = match self.value {
                 Value::Text(text) => {
@@ -180,15 +246,11 @@ impl<'a> At<'a> {
     }
 
     /// A whole number, or a word that stands for none (`Some(None)`).
-    pub fn whole_or(
-        &self,
-        word: &str,
-        bounds: RangeInclusive<u64>,
-        faults: &mut Vec<Fault>,
-    ) -> Option<Option<u64>> {
+    pub fn whole_or<T: TryFrom<u64>>(&self, faults: &mut Vec<Fault>) -> Option<Option<T>> {
+        let (bounds, word) = (self.asked(Kind::whole, faults)?, self.kind.word());
         match self.value {
             Value::Text(text) if text == word => Some(None),
-            Value::Whole(_) => self.whole(bounds, faults).map(Some),
+            Value::Whole(_) => T::try_from(self.number(bounds, faults)?).ok().map(Some),
             _ => {
                 faults.push(self.expected(&format!("a whole number or `{word}`")));
                 None
@@ -196,18 +258,16 @@ impl<'a> At<'a> {
         }
     }
 
-    pub fn duration(
-        &self,
-        bounds: RangeInclusive<Duration>,
-        faults: &mut Vec<Fault>,
-    ) -> Option<Duration> {
+    pub fn duration(&self, faults: &mut Vec<Fault>) -> Option<Duration> {
         const EXPECTED: &str = "a duration such as `250ms`, `10s`, `5m` or `1h`";
+        let bounds = self.asked(Kind::duration, faults)?;
         let span = self.unit(EXPECTED, units::duration, faults)?;
         self.within(span, bounds, |span| units::show_duration(*span), faults)
     }
 
-    pub fn size(&self, bounds: RangeInclusive<u64>, faults: &mut Vec<Fault>) -> Option<u64> {
+    pub fn size(&self, faults: &mut Vec<Fault>) -> Option<u64> {
         const EXPECTED: &str = "a size such as `64KiB`, `10MiB` (2^20) or `10MB` (10^6)";
+        let bounds = self.asked(Kind::size, faults)?;
         let bytes = self.unit(EXPECTED, units::size, faults)?;
         self.within(bytes, bounds, |bytes| units::show_size(*bytes), faults)
     }
@@ -241,7 +301,7 @@ impl<'a> At<'a> {
     fn within<T: PartialOrd>(
         &self,
         value: T,
-        bounds: RangeInclusive<T>,
+        bounds: &RangeInclusive<T>,
         show: impl Fn(&T) -> String,
         faults: &mut Vec<Fault>,
     ) -> Option<T> {
@@ -261,29 +321,46 @@ impl<'a> At<'a> {
     /// One of a closed set of words.
     pub fn word<T: Copy>(&self, words: &[(&str, T)], faults: &mut Vec<Fault>) -> Option<T> {
         let named: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let expected = schema::one_of(&named);
+        self.asked(|kind| kind.words().filter(|known| *known == named), faults)?;
+        let expected = hint::one_of(&named);
         let text = self.text(&expected, faults)?;
         if let Some((_, meant)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*meant);
         }
-        let help = schema::nearest(text, &named).map(|word| format!("did you mean `{word}`?"));
+        let help = hint::nearest(text, &named).map(|word| format!("did you mean `{word}`?"));
         let fault = self.fault(format!("expected {expected}"));
         let label = format!("{} is none of them", quote(text));
         faults.push(fault.label(label).maybe_help(help));
         None
     }
 
-    pub fn is_word(&self, word: &str) -> bool {
-        matches!(self.value, Value::Text(text) if text == word)
+    /// Whether it is the word that stands in the place of a map.
+    pub fn is_the_word(&self) -> bool {
+        matches!(self.value, Value::Text(text) if text == self.kind.word())
+    }
+
+    /// A file's or folder's path; a relative one counts from `folder`.
+    pub fn path(&self, folder: &Path, faults: &mut Vec<Fault>) -> Option<PathBuf> {
+        self.is(&Kind::Path, faults)?;
+        let text = self.text("a file's path", faults)?;
+        match text {
+            "" => {
+                faults.push(self.fault("expected a file's path").label("this is empty"));
+                None
+            }
+            _ => Some(folder.join(text)),
+        }
     }
 
     /// Text that another parser reads; `what` it must be stands in front of the parser's reason.
     pub fn parsed<T, E: Display>(
         &self,
+        kind: &Kind,
         expected: &str,
         parse: impl FnOnce(&'a str) -> Result<T, E>,
         faults: &mut Vec<Fault>,
     ) -> Option<T> {
+        self.is(kind, faults)?;
         match parse(self.text(expected, faults)?) {
             Ok(value) => Some(value),
             Err(why) => {
@@ -299,6 +376,11 @@ impl<'a> Entries<'a> {
     /// The map itself.
     pub fn at(&self) -> &At<'a> {
         &self.at
+    }
+
+    #[cfg(test)]
+    pub fn named(&self) -> impl Iterator<Item = &'a str> {
+        self.known.iter().map(|(name, _)| *name)
     }
 
     pub fn get(&self, key: &str) -> Option<&At<'a>> {

@@ -101,10 +101,18 @@ pub(super) fn read_file(path: &Path) -> Result<String, LoadError> {
         let most = units::show_size(LARGEST_FILE);
         return Err(error(format!("it is larger than {most}")));
     }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        // Drawn it would be unreadable, and no secret in it would be known for one.
+        return Err(error("it is UTF-16: save it as UTF-8".into()));
+    }
     String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter();
-        let line = line.filter(|b| **b == b'\n').count() + 1;
-        error(format!("line {line} is not UTF-8"))
+        let at = e.utf8_error().valid_up_to();
+        let byte = e.as_bytes().get(at).copied().unwrap_or_default();
+        let fault = Fault::new(Place::Offset(at), "", "this is not UTF-8");
+        let fault = fault.label(format!("the byte 0x{byte:02x}"));
+        let text = String::from_utf8_lossy(e.as_bytes());
+        let name = path.to_string_lossy();
+        LoadError::Faults(Faults::new(&name, &text, None, vec![fault]))
     })
 }
 

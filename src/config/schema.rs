@@ -1,248 +1,142 @@
-//! Which keys there are and where; and what somebody meant who wrote another.
+//! The configuration's JSON Schema (draft 2020-12), for editors and for whoever generates files.
+//!
+//! Made of the tables in `keys`, so it knows every key there is. It takes whatever `check` takes.
+//! It refuses less: what one value alone does not show (keys given twice, a burst above its
+//! window, two sockets on one port) and how long or large a value with a unit may be.
 
-use super::span::quote;
-use crate::operation::{Group, Operation};
+use serde_json::{Map, Value, json};
 
-/// The keys of one kind of map.
-pub(super) struct Level {
-    /// How its place is named in a hint; empty for the root.
-    pub name: &'static str,
-    pub keys: &'static [&'static str],
-}
+use super::Config;
+use super::groups::MOST_RULES;
+use super::keys::{GROUP, Key, Kind, LEVELS, Level, ROOT, Scope};
+use super::policy::Pattern;
+use super::units::{DURATION_UNITS, SIZE_UNITS};
+use crate::operation::Group;
 
-pub(super) static ROOT: Level = Level {
-    name: "",
-    keys: &[
-        "listen",
-        "admin",
-        "workers",
-        "state_dir",
-        "upstream",
-        "timeouts",
-        "buffers",
-        "limits",
-        "log",
-        "groups",
-        "endpoints",
-    ],
-};
-pub(super) static UPSTREAM: Level = Level {
-    name: "upstream",
-    keys: &[
-        "url",
-        "api_key",
-        "allow_remote_injection",
-        "connect_timeout",
-        "idle_timeout",
-        "margin",
-        "trust_ca",
-    ],
-};
-pub(super) static API_KEY: Level = Level {
-    name: "upstream.api_key",
-    keys: &["file", "env"],
-};
-pub(super) static TIMEOUTS: Level = Level {
-    name: "timeouts",
-    keys: &["header", "body_idle", "body_total", "write", "keep_alive"],
-};
-pub(super) static BUFFERS: Level = Level {
-    name: "buffers",
-    keys: &["per_request", "total"],
-};
-pub(super) static LIMITS: Level = Level {
-    name: "limits",
-    keys: &["connections", "lanes"],
-};
-pub(super) static LOG: Level = Level {
-    name: "log",
-    keys: &["format", "level", "access"],
-};
-pub(super) static GROUPS: Level = Level {
-    name: "groups",
-    keys: &[
-        "run",
-        "runsync",
-        "status",
-        "cancel",
-        "retry",
-        "purge-queue",
-        "health",
-        "requests",
-        "openai",
-        "other",
-    ],
-};
-pub(super) static GROUP: Level = Level {
-    name: "groups.<group>",
-    keys: &[
-        "rate",
-        "concurrency",
-        "max_body",
-        "max_wait",
-        "queue",
-        "response_timeout",
-        "held_response_timeout",
-        "mode",
-        "hold_share",
-        "settle",
-        "counts",
-    ],
-};
-/// A group in the preset, which also says where its numbers are from.
-pub(super) static PRESET_GROUP: Level = Level {
-    name: "groups.<group>",
-    keys: &[
-        "rate",
-        "concurrency",
-        "max_body",
-        "max_wait",
-        "queue",
-        "response_timeout",
-        "held_response_timeout",
-        "mode",
-        "hold_share",
-        "settle",
-        "counts",
-        "sources",
-    ],
-};
-pub(super) static RATE: Level = Level {
-    name: "groups.<group>.rate",
-    keys: &["requests", "per", "burst"],
-};
-pub(super) static ENDPOINT: Level = Level {
-    name: "endpoints.<id>",
-    keys: &["groups"],
-};
+/// The name under `$defs` of what a group is; `status` has two keys more.
+const A_GROUP: &str = "group";
+const STATUS_GROUP: &str = "status_group";
 
-/// All levels a user's file has, for keys that stand at the wrong one.
-static LEVELS: [&Level; 11] = [
-    &ROOT, &UPSTREAM, &API_KEY, &TIMEOUTS, &BUFFERS, &LIMITS, &LOG, &GROUPS, &GROUP, &RATE,
-    &ENDPOINT,
-];
-
-/// What somebody probably meant by `key`, which `level` does not have.
-pub(super) fn hint(level: &Level, key: &str) -> Option<String> {
-    if key == "<<" {
-        return Some("merge keys are not read: write the settings out, or use an alias".into());
-    }
-    if key == "sources" {
-        return Some("only the preset has sources: what a file sets has the source `file`".into());
-    }
-    if std::ptr::eq(level, &GROUPS)
-        && let Some(operation) = Operation::ALL.into_iter().find(|o| o.name() == key)
-    {
-        let group: Group = operation.group();
-        return Some(format!(
-            "`{key}` shares the limit of the group `{}`",
-            group.name()
-        ));
-    }
-    let homes = || LEVELS.into_iter().filter(|home| home.keys.contains(&key));
-    // `requests` is a group and a part of a rate: who stands above one of them means that one.
-    let below = |home: &&Level| home.name.starts_with(level.name);
-    if let Some(home) = homes().find(below).or_else(|| homes().next()) {
-        return Some(match home.name {
-            "" => format!("`{key}` belongs at the top of the file"),
-            name => format!("`{key}` belongs in `{name}`"),
-        });
-    }
-    if let Some(near) = nearest(key, level.keys) {
-        return Some(format!("did you mean `{near}`?"));
-    }
-    match level.keys.len() {
-        0..=6 => Some(format!("the keys here are {}", listed(level.keys, "and"))),
-        _ => None,
-    }
-}
-
-/// The word of `known` that `text` is a slip of: case, `-` for `_`, a letter or two.
-pub(super) fn nearest<'k>(text: &str, known: &[&'k str]) -> Option<&'k str> {
-    let plain = |word: &str| word.to_lowercase().replace(['-', ' '], "_");
-    if text.len() > 64 {
-        return None;
-    }
-    let text = plain(text);
-    let far = |word: &&&str| strsim::damerau_levenshtein(&text, &plain(word));
-    // `warning` for `warn`, `auto` for `automatic`.
-    let begins = |word: &&&str| word.len() > 3 && text.starts_with(&plain(word));
-    let near = known
-        .iter()
-        .find(begins)
-        .or_else(|| known.iter().min_by_key(far))?;
-    if begins(&near) {
-        return Some(*near);
-    }
-    let most = (near.len().min(text.len()) / 3).max(1);
-    (far(&near) <= most).then_some(*near)
-}
-
-/// A key in a path: bare where that reads well.
-pub(super) fn shown(key: &str) -> String {
-    let bare = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
-    match !key.is_empty() && key.len() <= 60 && key.bytes().all(bare) && !key.contains("rpa_") {
-        true => key.to_owned(),
-        false => quote(key).replace('`', "\""),
-    }
-}
-
-/// "`a`, `b` or `c`"
-pub(super) fn one_of(words: &[&str]) -> String {
-    listed(words, "or")
-}
-
-fn listed(words: &[&str], last: &str) -> String {
-    let ticked: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
-    match ticked.split_last() {
-        None => String::new(),
-        Some((only, [])) => only.clone(),
-        Some((end, rest)) => format!("{} {last} {end}", rest.join(", ")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_groups_are_those_there_are() {
-        let names = Group::ALL.map(Group::name);
-        assert_eq!(GROUPS.keys, names);
-        assert_eq!(&PRESET_GROUP.keys[..GROUP.keys.len()], GROUP.keys);
-    }
-
-    #[test]
-    fn the_example_shows_every_key() {
-        let example = include_str!("../../config/podgate.example.yaml");
-        for level in LEVELS {
-            let missing = |key: &&&str| match level.name {
-                "groups" => !example.contains(**key),
-                _ => !example.contains(&format!("{key}:")),
-            };
-            assert_eq!(level.keys.iter().find(missing), None, "{}", level.name);
+/// The schema.
+pub fn json() -> Value {
+    let defaults = Config::preset().to_json();
+    let mut defs = Map::new();
+    for level in LEVELS {
+        match level.name {
+            "" => {}
+            _ if std::ptr::eq(level, &GROUP) => {
+                let everywhere = |key: &Key| key.scope == Scope::Everywhere;
+                let in_status = |key: &Key| key.scope != Scope::Preset;
+                defs.insert(A_GROUP.into(), map(level, everywhere, &Value::Null));
+                defs.insert(STATUS_GROUP.into(), map(level, in_status, &Value::Null));
+            }
+            _ => {
+                let own = &defaults[level.name];
+                defs.insert(definition(level).into(), map(level, |_| true, own));
+            }
         }
     }
-
-    #[test]
-    fn slips_are_understood_and_other_words_are_not() {
-        assert_eq!(nearest("Purge_Queue", GROUPS.keys), Some("purge-queue"));
-        assert_eq!(nearest("conection", LIMITS.keys), Some("connections"));
-        assert_eq!(nearest("enfroce", &["enforce", "shadow"]), Some("enforce"));
-        assert_eq!(nearest("banana", GROUPS.keys), None);
+    if let Some(Value::Object(key)) = defs.get_mut(definition(&super::keys::API_KEY)) {
+        key.insert("minProperties".into(), json!(1));
+        key.insert("maxProperties".into(), json!(1));
+        key.insert("type".into(), json!("object"));
     }
-
-    #[test]
-    fn a_key_at_the_wrong_level_is_sent_home() {
-        let said = |level, key| hint(level, key).expect("a hint");
-        assert_eq!(
-            said(&GROUP, "requests"),
-            "`requests` belongs in `groups.<group>.rate`"
-        );
-        assert_eq!(said(&ROOT, "requests"), "`requests` belongs in `groups`");
-        assert_eq!(
-            said(&RATE, "listen"),
-            "`listen` belongs at the top of the file"
-        );
+    let mut schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "podgate",
+        "description": "The configuration of podgate; every key is optional.",
+    });
+    let root = map(&ROOT, |_| true, &defaults);
+    if let (Value::Object(schema), Value::Object(root)) = (&mut schema, root) {
+        schema.extend(root);
+        schema.insert("$defs".into(), defs.into());
     }
+    schema
+}
+
+/// How a level is called under `$defs`.
+fn definition(level: &Level) -> &'static str {
+    let last = level.name.rsplit('.').next().unwrap_or_default();
+    match last {
+        "<group>" => A_GROUP,
+        "<id>" => "endpoint",
+        name => name,
+    }
+}
+
+/// A map of `level`'s keys. Nothing behind the colon is an empty map.
+fn map(level: &Level, shown: impl Fn(&Key) -> bool, defaults: &Value) -> Value {
+    let keys = level.keys.iter().filter(|key| shown(key));
+    let properties: Map<String, Value> = keys
+        .map(|key| (key.name.to_owned(), property(key, &defaults[key.name])))
+        .collect();
+    json!({
+        "type": ["object", "null"],
+        "properties": properties,
+        "additionalProperties": false,
+    })
+}
+
+fn property(key: &Key, default: &Value) -> Value {
+    let mut shown = json!({ "description": format!("{}.", key.about) });
+    let status = key.name == Group::Status.name();
+    let kind = match &key.kind {
+        Kind::Map(level) if std::ptr::eq(*level, &GROUP) && status => refer(STATUS_GROUP),
+        kind => value(kind),
+    };
+    if let (Value::Object(shown), Value::Object(kind)) = (&mut shown, kind) {
+        shown.extend(kind);
+        if !matches!(default, Value::Null | Value::Object(_)) {
+            shown.insert("default".into(), default.clone());
+        }
+    }
+    shown
+}
+
+fn refer(definition: &str) -> Value {
+    json!({ "$ref": format!("#/$defs/{definition}") })
+}
+
+fn value(kind: &Kind) -> Value {
+    match kind {
+        Kind::Address => pattern(r"^([0-9]+(\.[0-9]+){3}|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}$"),
+        Kind::Url => pattern(r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+(/[A-Za-z0-9/._~-]*)?$"),
+        Kind::Path => json!({ "type": "string", "minLength": 1 }),
+        Kind::Variable => pattern("^(?!rpa_)[A-Za-z_][A-Za-z0-9_]*$"),
+        Kind::Host => pattern(r"^(\*|[A-Za-z0-9._-]{1,253})$"),
+        Kind::Flag => json!({ "type": "boolean" }),
+        Kind::Whole(bounds) => {
+            json!({ "type": "integer", "minimum": bounds.start(), "maximum": bounds.end() })
+        }
+        Kind::WholeOr(word, bounds) => {
+            json!({ "anyOf": [{ "const": word }, value(&Kind::Whole(bounds.clone()))] })
+        }
+        Kind::Duration(_) => unit(&DURATION_UNITS),
+        Kind::Size(_) => unit(&SIZE_UNITS),
+        Kind::Word(words) | Kind::Sources(words) => json!({ "enum": words }),
+        Kind::List(items) => json!({ "type": "array", "items": value(items) }),
+        Kind::Map(level) | Kind::OneOf(level) => refer(definition(level)),
+        Kind::MapOr(word, level) => {
+            json!({ "anyOf": [{ "const": word }, refer(definition(level))] })
+        }
+        Kind::Ids(of) => json!({
+            "type": ["object", "null"],
+            "propertyNames": {
+                "pattern": "^[A-Za-z0-9_*-]+$",
+                "maxLength": Pattern::LONGEST,
+            },
+            "additionalProperties": value(of),
+            "maxProperties": MOST_RULES,
+        }),
+    }
+}
+
+fn pattern(pattern: &str) -> Value {
+    json!({ "type": "string", "pattern": pattern })
+}
+
+/// One whole number and one unit.
+fn unit(units: &[(&str, u64)]) -> Value {
+    let names: Vec<&str> = units.iter().map(|(name, _)| *name).collect();
+    pattern(&format!("^[0-9]+({})$", names.join("|")))
 }

@@ -21,12 +21,15 @@ impl Config {
         let mut shown = json!({
             "listen": self.listen.to_string(),
             "admin": self.admin.to_string(),
+            "replicas": self.replicas,
+            "admin_hosts": self.admin_hosts,
             "upstream": {
                 "url": upstream.target.to_string(),
                 "allow_remote_injection": upstream.allow_remote_injection,
                 "connect_timeout": show_duration(upstream.connect_timeout),
                 "idle_timeout": show_duration(upstream.idle_timeout),
                 "margin": show_duration(upstream.margin),
+                "max_connection_age": show_duration(upstream.max_connection_age),
                 "trust_ca": upstream.trust_ca,
             },
             "timeouts": {
@@ -35,6 +38,8 @@ impl Config {
                 "body_total": show_duration(self.timeouts.body_total),
                 "write": show_duration(self.timeouts.write),
                 "keep_alive": show_duration(self.timeouts.keep_alive),
+                "shutdown_delay": show_duration(self.timeouts.shutdown_delay),
+                "drain": show_duration(self.timeouts.drain),
             },
             "buffers": {
                 "per_request": show_size(self.buffers.per_request),
@@ -43,6 +48,9 @@ impl Config {
             "limits": {
                 "connections": self.limits.connections,
                 "lanes": self.limits.lanes,
+            },
+            "answers": {
+                "rate_limit_headers": self.answers.rate_limit_headers,
             },
             "log": {
                 "format": word(&LogFormat::WORDS, self.log.format),
@@ -91,7 +99,8 @@ fn groups(table: &GroupTable, shown: impl Fn(Group) -> bool) -> Map<String, Valu
 }
 
 fn policy(policy: &GroupPolicy, group: Group) -> Value {
-    let quota = &policy.quota;
+    // As written: read back, it is divided again.
+    let quota = &policy.whole;
     let rate = quota.rate.map(|rate| {
         let burst = match quota.burst {
             Burst::Auto => json!("auto"),
@@ -137,7 +146,7 @@ mod tests {
     fn what_is_shown_can_be_read_back() {
         let text = "\
             listen: '[::1]:7000'\n\
-            workers: 3\n\
+            workers: 3\nreplicas: 7\n\
             upstream: { url: 'http://[::1]:9/x', api_key: { env: K }, margin: 1ms }\n\
             log: { format: json, level: trace, access: false }\n\
             groups:\n  run: { rate: none, concurrency: none, mode: shadow, counts: completion }\n  \

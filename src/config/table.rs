@@ -1,5 +1,6 @@
 //! What a configuration amounts to, as an aligned table: each number with who says so.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::Config;
@@ -7,7 +8,7 @@ use super::groups::MODES;
 use super::policy::{GroupPolicy, GroupTable, GroupVerdict, Knob};
 use super::show::word;
 use super::units::{show_duration, show_size};
-use crate::limit::quota::Burst;
+use crate::limit::quota::{Burst, Rate};
 use crate::operation::Group;
 
 const COLUMNS: [&str; 9] = [
@@ -41,6 +42,12 @@ pub(super) fn effective(config: &Config) -> String {
             false => page += &format!("\nendpoint {pattern}:\n{}", aligned(&changed)),
         }
     }
+    if config.replicas > NonZeroU32::MIN {
+        page += &format!(
+            "\nreplicas: {} podgates share the account; `of` stands between one's share and the whole\n",
+            config.replicas
+        );
+    }
     page + "\n" + LEGEND
 }
 
@@ -62,14 +69,18 @@ fn row(group: Group, verdict: GroupVerdict<'_>) -> Row {
     let quota = &policy.quota;
     let rate = quota.rate.map(|rate| {
         let period = show_duration(rate.period());
-        format!("{}/{period}", rate.requests())
+        let whole = policy.whole.rate.map(Rate::requests);
+        format!("{}/{period}", share(rate.requests(), whole))
     });
     let burst = match (quota.rate, quota.burst) {
         (None, _) => "-".into(),
         (Some(_), Burst::Auto) => "auto".into(),
         (Some(_), Burst::Fixed(burst)) => burst.to_string(),
     };
-    let permits = quota.concurrency.map(|permits| permits.to_string());
+    let permits = quota.concurrency.map(|permits| {
+        let whole = policy.whole.concurrency.map(NonZeroU32::get);
+        share(permits.get(), whole)
+    });
     let cell = |value: String, knob| match value.as_str() {
         "-" => value,
         _ => format!("{value} {}", policy.sources.of(knob).name()),
@@ -83,6 +94,14 @@ fn row(group: Group, verdict: GroupVerdict<'_>) -> Row {
     row[7] = cell(seconds(policy.response_timeout), Knob::ResponseTimeout) + &held(policy);
     row[8] = cell(word(&MODES, policy.mode).into(), Knob::Mode);
     row
+}
+
+/// `333 of 1000`, or `1000` where it is the whole.
+fn share(part: u32, whole: Option<u32>) -> String {
+    match whole.filter(|whole| *whole != part) {
+        Some(whole) => format!("{part} of {whole}"),
+        None => part.to_string(),
+    }
 }
 
 /// `330s` is easier to compare with `30s` than `5m30s` would be.

@@ -4,13 +4,14 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::admission::lane::LaneCell;
 use crate::gateway::body::Answer;
-use crate::gateway::classify::Unclassified;
+use crate::gateway::classify::{METHODS, Unclassified};
+use crate::gateway::head::BadHead;
 use crate::gateway::payload::PayloadError;
 use crate::gateway::upstream::UpstreamError;
 use crate::limit::lane::Shed;
@@ -24,6 +25,8 @@ const REDUCED_CAPACITY: &str =
 /// Why a request was not answered by the upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum Rejection {
+    #[error(transparent)]
+    Head(#[from] BadHead),
     #[error(transparent)]
     Unclassified(#[from] Unclassified),
     #[error("requests of this kind are not forwarded here (`other: reject`)")]
@@ -46,8 +49,10 @@ impl Rejection {
     pub fn outcome(&self) -> Outcome {
         match self {
             Rejection::Unclassified(Unclassified::NoRoute(_)) => Outcome::NoRoute,
-            Rejection::Unclassified(Unclassified::EmptySegment) => Outcome::BadRequest,
-            Rejection::Unclassified(Unclassified::Method { .. }) => Outcome::MethodNotAllowed,
+            Rejection::Unclassified(Unclassified::Method { .. } | Unclassified::Unserved) => {
+                Outcome::MethodNotAllowed
+            }
+            Rejection::Unclassified(_) | Rejection::Head(_) => Outcome::BadRequest,
             Rejection::OtherRejected => Outcome::NoRoute,
             Rejection::Payload(PayloadError::TooLarge { .. }) => Outcome::PayloadTooLarge,
             Rejection::Payload(PayloadError::TooSlow) => Outcome::ClientTimeout,
@@ -62,7 +67,24 @@ impl Rejection {
         }
     }
 
+    /// Whether its client cannot go on with this connection: it has left, or what it sends next may
+    /// not be what it means.
+    pub fn ends_the_connection(&self) -> bool {
+        matches!(
+            self,
+            Rejection::Head(_)
+                | Rejection::Unclassified(Unclassified::Unserved)
+                | Rejection::Payload(PayloadError::TooSlow | PayloadError::Malformed(_))
+                | Rejection::ClientGone
+        )
+    }
+
     fn status(&self) -> StatusCode {
+        match self {
+            Rejection::Head(bad) => return bad.status(),
+            Rejection::Unclassified(Unclassified::TooLong) => return StatusCode::URI_TOO_LONG,
+            _ => {}
+        }
         match self.outcome() {
             Outcome::BadRequest => StatusCode::BAD_REQUEST,
             Outcome::NoRoute => StatusCode::NOT_FOUND,
@@ -95,6 +117,9 @@ impl Rejection {
 
     /// What RFC 9209 calls it.
     fn error(&self) -> &'static str {
+        if let Rejection::Head(BadHead::Loop) = self {
+            return "proxy_loop_detected";
+        }
         match self.outcome() {
             Outcome::UpstreamUnreachable => "destination_unavailable",
             Outcome::UpstreamBroke => "http_protocol_error",
@@ -150,14 +175,16 @@ impl Rejection {
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(wait) = wait {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait));
         }
-        if let Rejection::ClientGone = self {
-            // Nor does anybody want what else it has sent.
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        if let Rejection::Unclassified(Unclassified::Method { allow }) = self {
+        let allow = match self {
+            Rejection::Unclassified(Unclassified::Method { allow }) => Some(*allow),
+            Rejection::Unclassified(Unclassified::Unserved) => Some(METHODS),
+            _ => None,
+        };
+        if let Some(allow) = allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         let said = format!("podgate; error={}; details=\"{outcome}\"", self.error());

@@ -3,15 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
 
+use crate::gateway::ahead::Passing;
 use crate::gateway::payload::Upload;
-use crate::gateway::upstream::Exchange;
 use crate::gateway::wire::Wire;
 
 /// A failure in the middle of a body. What was begun cannot be answered otherwise: it is cut.
@@ -101,68 +98,8 @@ impl Body for Outgoing {
 pub enum Answer {
     /// Ours, or the upstream's when it was all here at once.
     Held(Option<Bytes>),
-    /// The upstream's, as it comes. The permit comes back when it ends, whatever way.
-    Streamed(Box<Streamed>),
-}
-
-/// A response on its way from the upstream.
-pub struct Streamed {
-    incoming: Incoming,
-    exchange: Option<Exchange>,
-    idle: Duration,
-    silence: Pin<Box<Sleep>>,
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("the upstream sent nothing for {0:?}")]
-struct Silent(Duration);
-
-impl Streamed {
-    /// `idle`: the longest silence between two bytes.
-    pub fn new(incoming: Incoming, exchange: Exchange, idle: Duration) -> Self {
-        let silence = Box::pin(tokio::time::sleep(idle));
-        Self {
-            incoming,
-            exchange: Some(exchange),
-            idle,
-            silence,
-        }
-    }
-
-    fn over(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
-            exchange.complete();
-        }
-    }
-
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            ready!(self.silence.as_mut().poll(cx));
-            self.exchange = None;
-            return Poll::Ready(Some(Err(Silent(self.idle).into())));
-        };
-        match &frame {
-            Some(Ok(_)) if !self.incoming.is_end_stream() => {
-                let deadline = self.silence.deadline();
-                let next = now() + self.idle;
-                // Moving a timer costs more than a late alarm: only in steps worth it.
-                if next.saturating_duration_since(deadline) > self.idle / 8 {
-                    self.silence.as_mut().reset(next);
-                }
-            }
-            Some(Err(_)) => self.exchange = None,
-            Some(Ok(_)) | None => self.over(),
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(Cut::from)))
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the silence between two bytes is timed here"
-)]
-fn now() -> Instant {
-    Instant::now()
+    /// The upstream's, as it comes.
+    Passing(Passing),
 }
 
 impl Body for Answer {
@@ -175,14 +112,14 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut *self {
             Answer::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Answer::Streamed(streamed) => streamed.poll_frame(cx),
+            Answer::Passing(passing) => Pin::new(passing).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Answer::Held(bytes) => bytes.is_none(),
-            Answer::Streamed(streamed) => streamed.incoming.is_end_stream(),
+            Answer::Passing(passing) => passing.is_end_stream(),
         }
     }
 
@@ -191,7 +128,7 @@ impl Body for Answer {
             Answer::Held(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Answer::Streamed(streamed) => streamed.incoming.size_hint(),
+            Answer::Passing(passing) => passing.size_hint(),
         }
     }
 }

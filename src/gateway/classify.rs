@@ -1,4 +1,4 @@
-//! Method and path to operation: a closed grammar on the raw target. Nothing is decoded, folded or
+//! Path and method to operation: a closed grammar on the raw target. Nothing is decoded, folded or
 //! normalised, and what was classified is forwarded byte for byte, so that no spelling of a request
 //! is counted as one thing and taken upstream for another.
 
@@ -20,20 +20,31 @@ pub enum Unclassified {
     NoRoute(&'static str),
     #[error("the path holds an empty segment (`//`): the caller's base URL ends in a slash")]
     EmptySegment,
+    #[error("this is no target: {0}")]
+    Target(&'static str),
+    #[error("the target is longer than {} bytes", crate::gateway::target::LONGEST)]
+    TooLong,
     #[error("this operation takes {allow} only")]
     Method { allow: &'static str },
+    #[error("no request of this method is served here")]
+    Unserved,
 }
+
+/// The methods that any operation takes.
+pub const METHODS: &str = "GET, POST, PUT, PATCH, DELETE";
 
 /// What an operation's path looks like after its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tail {
     Nothing,
     Job,
+    Worker,
+    WorkerAndJob,
     Anything,
 }
 
-/// Every name there is, with the methods it takes (contract, section 1.1).
-const TABLE: [(&str, Operation, Tail, &str); 11] = [
+/// Every name there is, with the methods it takes (contract, sections 1.1 and 6).
+const TABLE: [(&str, Operation, Tail, &str); 17] = [
     ("run", Operation::Run, Tail::Nothing, "POST"),
     ("runsync", Operation::RunSync, Tail::Nothing, "POST"),
     ("status", Operation::Status, Tail::Job, "GET, POST"),
@@ -45,6 +56,27 @@ const TABLE: [(&str, Operation, Tail, &str); 11] = [
     ("health", Operation::Health, Tail::Nothing, "GET"),
     ("requests", Operation::Requests, Tail::Nothing, "GET"),
     ("openai", Operation::OpenAi, Tail::Anything, "GET, POST"),
+    ("job-take", Operation::Worker, Tail::Worker, "GET, POST"),
+    (
+        "job-take-batch",
+        Operation::Worker,
+        Tail::Worker,
+        "GET, POST",
+    ),
+    ("job-stop", Operation::Worker, Tail::Worker, "GET, POST"),
+    (
+        "job-done",
+        Operation::Worker,
+        Tail::WorkerAndJob,
+        "GET, POST",
+    ),
+    (
+        "job-stream",
+        Operation::Worker,
+        Tail::WorkerAndJob,
+        "GET, POST",
+    ),
+    ("ping", Operation::Worker, Tail::Worker, "GET, POST"),
 ];
 
 /// The operation that `path`, without its query, asks for.
@@ -71,11 +103,15 @@ pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, U
         None => (rest, None),
     };
     let Some((_, operation, shape, allow)) = TABLE.iter().find(|(known, ..)| *known == name) else {
-        return other(endpoint, name, tail);
+        return other(method, endpoint, name, tail);
     };
     let fits = match (shape, tail) {
         (Tail::Nothing, None) => true,
         (Tail::Job, Some(job)) => is_id(job),
+        (Tail::Worker, Some(worker)) => is_id_and_more(worker),
+        (Tail::WorkerAndJob, Some(tail)) => tail
+            .split_once('/')
+            .is_some_and(|(worker, job)| is_id(worker) && is_id_and_more(job)),
         (Tail::Anything, Some(tail)) => tail.split('/').all(is_segment),
         _ => false,
     };
@@ -83,10 +119,12 @@ pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, U
         return Err(Unclassified::NoRoute(match shape {
             Tail::Nothing => "nothing follows this operation's name",
             Tail::Job => "this operation's name is followed by one job id of A-Z a-z 0-9 _ -",
+            Tail::Worker => "this operation's name is followed by one worker id of A-Z a-z 0-9 _ -",
+            Tail::WorkerAndJob => "this operation's name is followed by a worker id and a job id",
             Tail::Anything => "this operation's name is followed by the model API's path",
         }));
     }
-    if !allow.split(", ").any(|allowed| allowed == method.as_str()) {
+    if !takes(allow, method) {
         return Err(Unclassified::Method { allow });
     }
     Ok(Classified {
@@ -95,9 +133,14 @@ pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, U
     })
 }
 
+fn takes(allow: &str, method: &Method) -> bool {
+    allow.split(", ").any(|allowed| allowed == method.as_str())
+}
+
 /// A name Runpod may have added. Never one that an upstream might take for a known operation: an
 /// alias would be another budget.
 fn other<'a>(
+    method: &Method,
     endpoint: &'a str,
     name: &str,
     tail: Option<&str>,
@@ -116,6 +159,9 @@ fn other<'a>(
             "operations are written in lower case",
         ));
     }
+    if !takes(METHODS, method) {
+        return Err(Unclassified::Method { allow: METHODS });
+    }
     Ok(Classified {
         operation: Operation::Other,
         endpoint,
@@ -127,6 +173,22 @@ fn is_id(text: &str) -> bool {
         && text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// An id, and what the worker's SDK puts behind a URL that was given to it without a `?`: its
+/// query, from the first `&`. None of it can be read as another segment.
+fn is_id_and_more(text: &str) -> bool {
+    let (id, more) = text.split_at(text.find('&').unwrap_or(text.len()));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.~=&,+".contains(&byte);
+    let mut pieces = more.split('%');
+    let plainly = pieces.next().is_some_and(|piece| piece.bytes().all(plain));
+    let comma = |piece: &str| {
+        let rest = piece
+            .strip_prefix("2C")
+            .or_else(|| piece.strip_prefix("2c"));
+        rest.is_some_and(|rest| rest.bytes().all(plain))
+    };
+    is_id(id) && plainly && pieces.all(comma)
 }
 
 /// A path segment that no server reads as anything but itself.
@@ -168,6 +230,46 @@ mod tests {
         );
         assert_eq!(get("/v2/ep/metrics"), Ok(Operation::Other));
         assert_eq!(get("/v2/ep/batch/b1/requests"), Ok(Operation::Other));
+    }
+
+    #[test]
+    fn a_worker_is_known_with_and_without_a_question_mark() {
+        for path in [
+            "/v2/ep/job-take/w1",
+            "/v2/ep/job-take/w1&job_in_progress=0",
+            "/v2/ep/job-take-batch/moi9fq5smrmwvl&batch_size=2&job_in_progress=1",
+            "/v2/ep/job-stop/w1",
+            "/v2/ep/job-done/w1/8f3c-u1",
+            "/v2/ep/job-done/w1/8f3c-u1&isStream=false",
+            "/v2/ep/job-stream/w1/sync-1&isStream=false",
+            "/v2/ep/ping/w1&job_id=a-u1%2Cb-u2&runpod_version=1.12.0",
+        ] {
+            assert_eq!(get(path), Ok(Operation::Worker), "{path}");
+            assert_eq!(post(path), Ok(Operation::Worker), "{path}");
+        }
+        for path in [
+            "/v2/ep/job-take",
+            "/v2/ep/job-take/",
+            "/v2/ep/job-take/..",
+            "/v2/ep/job-take/..&a=b",
+            "/v2/ep/job-take/&a=b",
+            "/v2/ep/job-take/w1/j1",
+            "/v2/ep/job-take/w1&a=b/../../run",
+            "/v2/ep/job-take/w1&a=%2F..%2F..%2Frun",
+            "/v2/ep/job-take/w1&a=%2C%2F",
+            "/v2/ep/job-take/w1&a=%",
+            "/v2/ep/job-take/..%2Frun",
+            "/v2/ep/job-take/w1;x",
+            "/v2/ep/job-done/w1",
+            "/v2/ep/job-done/w1&a=b/j1",
+            "/v2/ep/job-done/../run",
+            "/v2/ep/job-done/w1/j1/x",
+            "/v2/ep/JOB-TAKE/w1",
+            "/v2/ep/Ping/w1",
+        ] {
+            let refused = matches!(get(path), Err(Unclassified::NoRoute(_)));
+            assert!(refused, "{path}: {:?}", get(path));
+        }
     }
 
     #[test]
@@ -216,18 +318,34 @@ mod tests {
         );
         let put = operation(&Method::PUT, "/v2/ep/status/j");
         assert_eq!(put, Err(Unclassified::Method { allow: "GET, POST" }));
-        let trace = operation(&Method::TRACE, "/v2/ep/status/j");
-        assert!(matches!(trace, Err(Unclassified::Method { .. })));
+        for method in ["HEAD", "OPTIONS", "TRACE", "get", "Get", "G#T", "PATCHY"] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            for path in ["/v2/ep/status/j", "/v2/ep/metrics"] {
+                let refused = operation(&method, path);
+                assert!(
+                    matches!(refused, Err(Unclassified::Method { .. })),
+                    "{method}"
+                );
+            }
+        }
     }
 
     proptest! {
         /// Whatever spelling gets through is, for any reader that folds or decodes, what it was
         /// classified as.
         #[test]
-        fn no_spelling_hides_an_operation(path in "/v2/[a-z%/.A-Z0-9;?#\\\\ _-]{0,30}") {
+        fn no_spelling_hides_an_operation(
+            path in "/v2/(e/(job-take|ping|run|x)/)?[a-z%/.A-Z0-9;?#&=2C\\\\ _-]{0,30}",
+        ) {
             if let Ok(classified) = operation(&Method::POST, &path) {
+                let worker = classified.operation == Operation::Worker;
+                let also: &[u8] = if worker { b"&=%,+~" } else { b"" };
                 let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_-.".contains(&byte);
-                prop_assert!(path.bytes().all(plain));
+                prop_assert!(path.bytes().all(|byte| plain(byte) || also.contains(&byte)));
+                // Whoever decodes and normalises it is left with the path that was classified.
+                let decoded = path.replace("%2C", ",").replace("%2c", ",");
+                prop_assert!(!decoded.contains('%'));
+                prop_assert!(!decoded.split('/').any(|segment| [".", ".."].contains(&segment)));
                 let name = path.split('/').nth(3).unwrap();
                 let known = TABLE.iter().find(|(known, ..)| known.eq_ignore_ascii_case(name));
                 match known {

@@ -1,55 +1,75 @@
 //! Header fields on their way through: what belongs to one hop stays on it.
 
-use http::HeaderMap;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
-};
+use std::hash::{BuildHasher, RandomState};
 
-/// What belongs to one connection (RFC 9110, section 7.6.1) and what each side frames anew.
-const HOP_BY_HOP: [HeaderName; 11] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    EXPECT,
-    HeaderName::from_static("http2-settings"),
-];
-
-/// What a client says about whom it speaks for: nobody configured us to trust it, and Runpod is
-/// told nothing about who stands behind us.
-const PROVENANCE: [HeaderName; 6] = [
-    FORWARDED,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-real-ip"),
-];
+use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, VIA};
+use http::{HeaderMap, Version};
 
 /// Us, as one hop of HTTP/1.1.
 const VIA_US: HeaderValue = HeaderValue::from_static("1.1 podgate");
+const NAME: &str = "podgate";
+/// The most podgates a request may have come through. Nobody stacks so many on purpose.
+const MOST_HOPS: usize = 8;
 
-/// The fields of a request for the upstream. `Content-Length` is left to whoever frames the body.
-pub fn towards_upstream(headers: &mut HeaderMap, host: &HeaderValue) {
-    strip_hop(headers);
-    for name in &PROVENANCE {
-        headers.remove(name);
+/// This process, as the upstream is told of it: by a name no other podgate has, so that a request
+/// that has been here before is told from one that came through another.
+#[derive(Clone, Debug)]
+pub struct Hop {
+    name: String,
+    /// For requests of HTTP/1.0, 1.1 and 2.
+    via: [HeaderValue; 3],
+}
+
+impl Hop {
+    pub fn fresh() -> Self {
+        // A key made anew is all the chance this needs.
+        let name = format!("{NAME}-{:016x}", RandomState::new().hash_one(0u8));
+        let via = ["1.0", "1.1", "2"]
+            .map(|version| HeaderValue::try_from(format!("{version} {name}")).unwrap_or(VIA_US));
+        Self { name, via }
     }
+
+    /// Whether a request has passed here before, or through so many that it must be going round.
+    pub fn came_round(&self, headers: &HeaderMap) -> bool {
+        let values = headers.get_all(VIA).iter();
+        let hops = values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|hop| hop.split_ascii_whitespace().nth(1));
+        let mut podgates = 0;
+        for hop in hops {
+            podgates += usize::from(hop.starts_with(NAME));
+            if hop == self.name || podgates > MOST_HOPS {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn via(&self, version: Version) -> HeaderValue {
+        let [http10, http11, http2] = &self.via;
+        match version {
+            Version::HTTP_10 => http10,
+            Version::HTTP_2 => http2,
+            _ => http11,
+        }
+        .clone()
+    }
+}
+
+/// The fields of a request that came by `version`, for the upstream. `Content-Length` is left to
+/// whoever frames the body.
+pub fn towards_upstream(headers: &mut HeaderMap, version: Version, host: &HeaderValue, hop: &Hop) {
+    strip(headers, |name| is_of_the_hop(name) || is_a_claim(name));
     headers.remove(CONTENT_LENGTH);
     headers.insert(HOST, host.clone());
-    headers.append(VIA, VIA_US);
+    headers.append(VIA, hop.via(version));
 }
 
 /// The fields of a response for the client.
 pub fn towards_client(headers: &mut HeaderMap) {
     let chunked = headers.contains_key(TRANSFER_ENCODING);
-    strip_hop(headers);
+    strip(headers, is_of_the_hop);
     // Both at once is how responses are split: the framing that won is the only one.
     if chunked {
         headers.remove(CONTENT_LENGTH);
@@ -57,30 +77,73 @@ pub fn towards_client(headers: &mut HeaderMap) {
     headers.append(VIA, VIA_US);
 }
 
-fn strip_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .filter(|name| !is_end_to_end(name))
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
-        headers.remove(name);
-    }
+/// What belongs to one connection (RFC 9110, section 7.6.1) and what each side frames anew.
+fn is_of_the_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "expect"
+            | "http2-settings"
+    )
 }
 
-/// What no `Connection` field may take away: a client could strip its own credential or our
-/// framing on the way.
-fn is_end_to_end(name: &HeaderName) -> bool {
-    [
-        HOST,
-        http::header::AUTHORIZATION,
-        CONTENT_LENGTH,
-        http::header::CONTENT_TYPE,
-    ]
-    .contains(name)
+/// What a client claims against what is known of its request: whom it speaks for (nobody configured
+/// us to trust it, and Runpod is told nothing of who stands behind us), and that another method or
+/// path is meant than the one that was counted.
+fn is_a_claim(name: &str) -> bool {
+    name.starts_with("x-forwarded-")
+        || matches!(
+            name,
+            "forwarded"
+                | "x-real-ip"
+                | "x-http-method"
+                | "x-http-method-override"
+                | "x-method-override"
+                | "x-original-url"
+                | "x-rewrite-url"
+        )
+}
+
+/// What no `Connection` field may take away: a client could strip its own credential, our framing
+/// or the traces of a loop on the way.
+fn is_end_to_end(name: &str) -> bool {
+    matches!(
+        name,
+        "host" | "authorization" | "content-length" | "content-type" | "via" | "retry-after"
+    )
+}
+
+/// Removes what `goes`, under that name or with `_` for `-`, as many servers read it; and what the
+/// `Connection` fields name.
+fn strip(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
+    let named = headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        // Bytes: one name that is no text takes the others with it otherwise.
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| !is_end_to_end(name.as_str()));
+    let known = headers
+        .keys()
+        .filter(|name| match name.as_str() {
+            name if name.contains('_') => {
+                let read = name.replace('_', "-");
+                goes(&read) || is_end_to_end(&read)
+            }
+            name => goes(name),
+        })
+        .cloned();
+    for name in named.chain(known).collect::<Vec<_>>() {
+        headers.remove(name);
+    }
 }
 
 #[cfg(test)]
@@ -98,6 +161,11 @@ mod tests {
         headers
     }
 
+    fn upstream(headers: &mut HeaderMap) {
+        let host = HeaderValue::from_static("up");
+        towards_upstream(headers, Version::HTTP_11, &host, &Hop::fresh());
+    }
+
     #[test]
     fn what_belongs_to_the_hop_stays_and_the_rest_goes_through() {
         let mut headers = map(&[
@@ -110,9 +178,18 @@ mod tests {
             ("authorization", "Bearer k"),
             ("accept-encoding", "br, zstd"),
             ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-anything", "1"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-real-ip", "1.2.3.4"),
+            ("x-http-method-override", "DELETE"),
+            ("x-original-url", "/v2/ep/run"),
+            ("transfer_encoding", "chunked"),
+            ("content_length", "7"),
+            ("x_forwarded_for", "1.2.3.4"),
+            ("my_own", "1"),
             ("x-request-id", "r"),
         ]);
-        towards_upstream(&mut headers, &HeaderValue::from_static("up"));
+        upstream(&mut headers);
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(
@@ -121,6 +198,7 @@ mod tests {
                 "accept-encoding",
                 "authorization",
                 "host",
+                "my_own",
                 "via",
                 "x-request-id"
             ]
@@ -131,11 +209,36 @@ mod tests {
     fn the_connection_field_cannot_take_the_credential_away() {
         let mut headers = map(&[
             ("connection", "authorization, host"),
+            ("connection", "Content-Type,via"),
             ("authorization", "k"),
+            ("content-type", "text/plain"),
+            ("via", "1.1 before"),
         ]);
-        towards_upstream(&mut headers, &HeaderValue::from_static("up"));
+        upstream(&mut headers);
         assert!(headers.contains_key("authorization"));
+        assert!(headers.contains_key("content-type"));
         assert_eq!(headers["host"], "up");
+        assert_eq!(headers["via"], "1.1 before");
+        assert_eq!(headers.get_all("via").iter().count(), 2);
+    }
+
+    #[test]
+    fn who_has_been_here_is_known_and_who_was_at_another_is_let_through() {
+        let (here, there) = (Hop::fresh(), Hop::fresh());
+        let mut headers = map(&[("via", "1.0 fred, 1.1 podgate, HTTP/1.1 x.example (a, b)")]);
+        assert!(!here.came_round(&headers));
+        towards_upstream(&mut headers, Version::HTTP_2, &VIA_US, &there);
+        assert!(!here.came_round(&headers));
+        assert!(there.came_round(&headers));
+        towards_upstream(&mut headers, Version::HTTP_10, &VIA_US, &here);
+        assert!(here.came_round(&headers));
+        let last = headers.get_all("via").iter().next_back().unwrap();
+        assert_eq!(last, &format!("1.0 {}", here.name));
+        for _ in 0..MOST_HOPS {
+            assert!(!Hop::fresh().came_round(&map(&[("via", "1.1 podgate")])));
+            headers.append(VIA, VIA_US);
+        }
+        assert!(Hop::fresh().came_round(&headers), "round and round");
     }
 
     #[test]

@@ -102,6 +102,8 @@ mod tests {
         body_total: Duration::from_secs(300),
         write: Duration::from_secs(30),
         keep_alive: Duration::from_secs(75),
+        drain: Duration::from_secs(30),
+        shutdown_delay: Duration::ZERO,
     };
 
     /// Sends `bytes` every `gap`; returns when it is too slow, if it ever is within an hour.

@@ -27,18 +27,18 @@ pub fn of(headers: &HeaderMap, operation: Operation, bound: Duration) -> Duratio
 /// What the official SDKs allow a call (contract, section 5), where they say who they are.
 fn timeout(headers: &HeaderMap, operation: Operation) -> Option<Duration> {
     let agent = headers.get(USER_AGENT)?.to_str().ok()?;
-    let short = match operation {
-        Operation::Cancel | Operation::Health | Operation::PurgeQueue => true,
-        Operation::Run | Operation::Status => false,
+    let (js, python) = match operation {
+        Operation::Cancel | Operation::Health | Operation::PurgeQueue => (Some(3), Some(3)),
+        Operation::Run | Operation::Status => (Some(3), Some(10)),
+        Operation::Stream => (None, Some(10)),
         _ => return None,
     };
-    let seconds = match (agent, short) {
-        (agent, _) if agent.starts_with("RunPod-JS-SDK/") => 3,
-        (agent, true) if agent.starts_with("RunPod-Python-SDK/") => 3,
-        (agent, false) if agent.starts_with("RunPod-Python-SDK/") => 10,
-        _ => return None,
+    let seconds = match agent {
+        agent if agent.starts_with("RunPod-JS-SDK/") => js,
+        agent if agent.starts_with("RunPod-Python-SDK/") => python,
+        _ => None,
     };
-    Some(Duration::from_secs(seconds))
+    seconds.map(Duration::from_secs)
 }
 
 /// `Prefer: wait=SECONDS` (RFC 7240, section 4.3); the first that is a number counts.
@@ -104,17 +104,22 @@ mod tests {
         let brief = Duration::from_millis(2_500);
         assert_eq!(of(&js, Operation::Run, BOUND), brief);
         assert_eq!(of(&js, Operation::Status, BOUND), brief);
-        assert_eq!(
-            of(&js, Operation::RunSync, BOUND),
-            BOUND,
-            "it has no timeout of its own"
-        );
         assert_eq!(of(&python, Operation::Run, BOUND), BOUND);
         assert_eq!(
             of(&python, Operation::Run, BOUND * 2),
             Duration::from_millis(9_500)
         );
-        assert_eq!(of(&python, Operation::Cancel, BOUND), brief);
+        assert_eq!(
+            of(&python, Operation::Stream, BOUND * 2),
+            Duration::from_millis(9_500)
+        );
+        for operation in [Operation::Cancel, Operation::Health, Operation::PurgeQueue] {
+            assert_eq!(of(&js, operation, BOUND), brief);
+            assert_eq!(of(&python, operation, BOUND), brief);
+        }
+        for operation in [Operation::RunSync, Operation::StatusSync, Operation::Stream] {
+            assert_eq!(of(&js, operation, BOUND * 2), BOUND * 2);
+        }
         let other = headers(USER_AGENT, "python-requests/2.34");
         assert_eq!(of(&other, Operation::Cancel, BOUND), BOUND);
     }

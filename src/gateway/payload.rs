@@ -1,28 +1,19 @@
 //! The request's body: refused before a byte is read where its size is declared, held up to a
 //! bound before a permit is asked for, streamed beyond it and cut where it passes its limit.
 
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body::Body;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
-use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::process::{Buffers, Timeouts};
 use crate::gateway::body::Outgoing;
-
-/// The rest of a refused upload is read and thrown away for this long at most, or a reset would
-/// swallow the answer.
-const LINGER: Duration = Duration::from_secs(20);
-/// And no longer than this without progress.
-const LINGER_IDLE: Duration = Duration::from_secs(3);
+use crate::gateway::inbound::Inbound;
+use crate::gateway::pace::Pace;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
@@ -58,18 +49,6 @@ impl Budget {
         }
     }
 
-    fn hold(&self, bytes: u64, total: u64) -> Option<Held> {
-        let room = |held: u64| held.checked_add(bytes).filter(|&held| held <= total);
-        self.held
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
-            .ok()?;
-        self.shown.add(gauged(bytes));
-        Some(Held {
-            budget: self.clone(),
-            bytes,
-        })
-    }
-
     /// Bytes held now.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
@@ -87,6 +66,34 @@ pub struct Held {
     bytes: u64,
 }
 
+impl Held {
+    /// No share yet.
+    pub fn nothing(budget: &Budget) -> Self {
+        Self {
+            budget: budget.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes `bytes` more, if not more than `total` are held then.
+    pub fn grow(&mut self, bytes: u64, total: u64) -> bool {
+        let room = |held: u64| held.checked_add(bytes).filter(|&held| held <= total);
+        let Budget { held, shown } = &self.budget;
+        let grown = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
+        if grown.is_err() {
+            return false;
+        }
+        shown.add(gauged(bytes));
+        self.bytes += bytes;
+        true
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -101,7 +108,7 @@ pub struct Fault(Arc<Mutex<Option<PayloadError>>>);
 /// A body as far as it was read before anything else happened.
 pub enum Payload {
     /// All of it. Can be sent as often as needed.
-    Held { bytes: Bytes, _held: Option<Held> },
+    Held { bytes: Bytes, _held: Held },
     /// More is on its way. Can be sent once.
     Streamed {
         upload: Option<Upload>,
@@ -116,6 +123,11 @@ impl Payload {
             Payload::Held { bytes, .. } => Some(Outgoing::held(bytes.clone())),
             Payload::Streamed { upload, .. } => upload.take().map(Outgoing::streamed),
         }
+    }
+
+    /// Whether it can be sent once only.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self, Payload::Streamed { .. })
     }
 
     /// Bytes of it that are held here.
@@ -138,75 +150,62 @@ impl Payload {
     }
 }
 
-/// Reads a body as far as it is held.
+/// Before a byte is read, or asked for.
 ///
 /// # Errors
-/// [`PayloadError`]: then the rest is read and thrown away within bounds.
+/// [`PayloadError::TooLarge`]: more is declared than may be sent.
+pub fn fits(inbound: &Inbound, terms: &Terms) -> Result<(), PayloadError> {
+    let limit = terms.max_body;
+    match inbound.declared() {
+        Some(length) if length > limit => Err(PayloadError::TooLarge { limit }),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a body as far as it is held: up to `buffers.per_request`, or to its end where its length is
+/// not declared, so that it can be declared upstream; in either case while the budget has room.
+///
+/// # Errors
+/// [`PayloadError`]: as it says.
 pub async fn receive(
-    mut incoming: Incoming,
+    inbound: Inbound,
     terms: &Terms,
     budget: &Budget,
 ) -> Result<Payload, PayloadError> {
-    let declared = incoming.size_hint().exact();
-    if declared.is_some_and(|length| length > terms.max_body) {
-        linger(incoming);
-        return Err(PayloadError::TooLarge {
-            limit: terms.max_body,
-        });
-    }
-    if incoming.is_end_stream() {
-        return Ok(Payload::Held {
-            bytes: Bytes::new(),
-            _held: None,
-        });
-    }
-    // A body of unknown length is held to its end, so that it can be declared upstream.
-    let wanted = declared.map_or(terms.max_body, |length| {
-        length.min(terms.buffers.per_request)
-    });
-    let held = budget.hold(wanted, terms.buffers.total);
-    let enough = match (declared, &held) {
-        (_, None) => 0,
-        (Some(_), Some(_)) => wanted,
-        (None, Some(_)) => u64::MAX,
+    fits(&inbound, terms)?;
+    let (declared, limit) = (inbound.declared(), terms.max_body);
+    let enough = match declared {
+        Some(_) => terms.buffers.per_request,
+        None => u64::MAX,
     };
-
+    let mut reader = Reader {
+        inbound,
+        pace: Pace::new(&terms.timeouts),
+        left: limit,
+        limit,
+    };
+    let mut held = Held::nothing(budget);
     let mut read = BytesMut::new();
-    let ends = now() + terms.timeouts.body_total;
-    while (read.len() as u64) < enough {
-        match next(&mut incoming, terms, ends).await {
-            Some(Ok(chunk)) => read.extend_from_slice(&chunk),
-            Some(Err(error)) => {
-                linger(incoming);
-                return Err(error);
-            }
-            None => {
-                return Ok(Payload::Held {
-                    bytes: read.freeze(),
-                    _held: held,
-                });
-            }
-        }
-        if read.len() as u64 > terms.max_body {
-            linger(incoming);
-            return Err(PayloadError::TooLarge {
-                limit: terms.max_body,
-            });
-        }
+    let mut room = true;
+    while room && !reader.inbound.is_over() && (read.len() as u64) < enough {
+        let Some(chunk) = poll_fn(|cx| reader.poll_chunk(cx)).await else {
+            break;
+        };
+        let chunk = chunk?;
+        // What does not fit was read all the same: it goes first when the rest is streamed.
+        room = held.grow(chunk.len() as u64, terms.buffers.total);
+        read.extend_from_slice(&chunk);
     }
-    if incoming.is_end_stream() {
-        return Ok(Payload::Held {
-            bytes: read.freeze(),
-            _held: held,
-        });
+    let bytes = read.freeze();
+    if reader.inbound.is_over() {
+        return Ok(Payload::Held { bytes, _held: held });
     }
     let fault = Fault::default();
+    reader.pace.hold_to_rate();
     let upload = Upload {
-        left: terms.max_body - read.len() as u64,
-        limit: terms.max_body,
+        first: Some(bytes).filter(|first| !first.is_empty()),
         length: declared,
-        first: Some(read.freeze()).filter(|first| !first.is_empty()),
-        incoming,
+        reader,
         fault: fault.clone(),
         _held: held,
     };
@@ -216,52 +215,42 @@ pub async fn receive(
     })
 }
 
-async fn next(
-    incoming: &mut Incoming,
-    terms: &Terms,
-    ends: Instant,
-) -> Option<Result<Bytes, PayloadError>> {
-    let idle = now() + terms.timeouts.body_idle;
-    loop {
-        return match timeout_at(idle.min(ends), incoming.frame()).await {
-            Err(_) => Some(Err(PayloadError::TooSlow)),
-            Ok(None) => None,
-            Ok(Some(Err(error))) => Some(Err(PayloadError::Malformed(error.to_string()))),
-            Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(chunk) => Some(Ok(chunk)),
-                // Trailers end with the hop.
-                Err(_) => continue,
-            },
+/// A body as it is read, within its bounds.
+struct Reader {
+    inbound: Inbound,
+    pace: Pace,
+    /// Bytes that may still come.
+    left: u64,
+    limit: u64,
+}
+
+impl Reader {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, PayloadError>>> {
+        let Poll::Ready(chunk) = self.inbound.poll_chunk(cx) else {
+            ready!(self.pace.poll_late(cx));
+            // Whoever is this late is not waited for.
+            self.inbound.abandon();
+            return Poll::Ready(Some(Err(PayloadError::TooSlow)));
         };
+        let chunk = chunk.map(|chunk| {
+            let chunk = chunk.map_err(|error| PayloadError::Malformed(error.to_string()))?;
+            let length = chunk.len() as u64;
+            self.pace.came(length);
+            let left = self.left.checked_sub(length);
+            self.left = left.ok_or(PayloadError::TooLarge { limit: self.limit })?;
+            Ok(chunk)
+        });
+        Poll::Ready(chunk)
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "how slowly a client sends is timed here"
-)]
-fn now() -> Instant {
-    Instant::now()
-}
-
-/// Reads and throws away what a refused client still sends: closing with bytes unread resets the
-/// connection, and the client never sees its answer.
-fn linger(mut incoming: Incoming) {
-    tokio::spawn(timeout(LINGER, async move {
-        while let Ok(Some(Ok(_))) = timeout(LINGER_IDLE, incoming.frame()).await {}
-    }));
 }
 
 /// A body that is sent on while it comes in.
 pub struct Upload {
     first: Option<Bytes>,
-    incoming: Incoming,
-    /// Bytes that may still come, `first` not counted.
-    left: u64,
-    limit: u64,
+    reader: Reader,
     length: Option<u64>,
     fault: Fault,
-    _held: Option<Held>,
+    _held: Held,
 }
 
 /// The request cannot be sent whole; [`Payload::fault`] says why.
@@ -271,7 +260,10 @@ pub struct BrokenOff;
 
 impl Upload {
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
-        let chunk = ready!(self.poll_data(cx));
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        let chunk = ready!(self.reader.poll_chunk(cx));
         Poll::Ready(chunk.map(|chunk| {
             chunk.map_err(|error| {
                 *self.fault.0.lock() = Some(error);
@@ -280,31 +272,8 @@ impl Upload {
         }))
     }
 
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, PayloadError>>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(Ok(first)));
-        }
-        loop {
-            let Some(frame) = ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
-                return Poll::Ready(None);
-            };
-            let frame = frame.map_err(|error| PayloadError::Malformed(error.to_string()));
-            let chunk = match frame.map(http_body::Frame::into_data) {
-                Ok(Ok(chunk)) => chunk,
-                Ok(Err(_trailers)) => continue,
-                Err(error) => return Poll::Ready(Some(Err(error))),
-            };
-            let length = chunk.len() as u64;
-            if length > self.left {
-                return Poll::Ready(Some(Err(PayloadError::TooLarge { limit: self.limit })));
-            }
-            self.left -= length;
-            return Poll::Ready(Some(Ok(chunk)));
-        }
-    }
-
     pub fn is_over(&self) -> bool {
-        self.first.is_none() && self.incoming.is_end_stream()
+        self.first.is_none() && self.reader.inbound.is_over()
     }
 
     /// Its declared length, for the framing upstream.

@@ -8,12 +8,15 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::gateway::framing::Framing;
 
 /// How often whoever waits is looked after. Most are missed by hyper at once; before anything is
 /// spent on one, it is looked for in any case.
@@ -23,23 +26,61 @@ const TICK: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Caller {
     pub address: IpAddr,
-    stream: Arc<Mutex<TcpStream>>,
+    shared: Arc<Shared>,
 }
 
 /// The bytes of a connection whose end its [`Caller`] can see.
-pub struct Socket(Arc<Mutex<TcpStream>>);
+pub struct Socket(Arc<Shared>);
+
+struct Shared {
+    stream: Mutex<TcpStream>,
+    framing: Framing,
+    unread: AtomicBool,
+}
 
 impl Caller {
     /// The client at the other side of `stream`.
     pub fn new(address: IpAddr, stream: TcpStream) -> (Self, Socket) {
-        let stream = Arc::new(Mutex::new(stream));
-        let socket = Socket(stream.clone());
-        (Self { address, stream }, socket)
+        let shared = Arc::new(Shared {
+            stream: Mutex::new(stream),
+            framing: Framing::default(),
+            unread: AtomicBool::new(false),
+        });
+        let socket = Socket(shared.clone());
+        (Self { address, shared }, socket)
+    }
+
+    /// What hyper does not tell of the heads that come from it.
+    pub fn framing(&self) -> &Framing {
+        &self.shared.framing
+    }
+
+    /// Its connection ends with the answer to come, though it may still be sending.
+    pub fn leave_unread(&self) {
+        self.shared.unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Caller::leave_unread`] was called.
+    pub fn is_left_unread(&self) -> bool {
+        self.shared.unread.load(Ordering::Relaxed)
+    }
+
+    /// Nothing more is written to it.
+    pub fn poll_end(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.shared.stream.lock()).poll_shutdown(cx)
+    }
+
+    /// Reads what it sends past everybody else.
+    pub fn poll_discard(&self, cx: &mut Context<'_>, scrap: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(scrap);
+        let mut stream = self.shared.stream.lock();
+        let read = Pin::new(&mut *stream).poll_read(cx, &mut buffer);
+        read.map_ok(|()| buffer.filled().len())
     }
 
     /// Whether it has closed its side. Half closed is closed: an answer would have no reader.
     pub fn is_gone(&self) -> bool {
-        let stream = self.stream.lock();
+        let stream = self.shared.stream.lock();
         let ready = pin!(stream.ready(Interest::READABLE));
         match ready.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(ready)) => ready.is_read_closed(),
@@ -50,7 +91,7 @@ impl Caller {
 
     /// Whether it has sent what nobody has read yet.
     pub fn has_unread(&self) -> bool {
-        let stream = self.stream.lock();
+        let stream = self.shared.stream.lock();
         let ready = pin!(stream.ready(Interest::READABLE));
         let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
         matches!(ready, Poll::Ready(Ok(ready)) if ready.is_readable())
@@ -59,7 +100,7 @@ impl Caller {
     /// Writes to it past hyper, which has ended; as much as fits.
     pub fn write_last(&self, bytes: &[u8]) {
         // Whoever has gone meanwhile does not read it.
-        let _ = self.stream.lock().try_write(bytes);
+        let _ = self.shared.stream.lock().try_write(bytes);
     }
 
     /// Returns once it has closed its side, a tick later at most.
@@ -76,7 +117,13 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.lock()).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut *self.0.stream.lock()).poll_read(cx, buffer);
+        let came = &buffer.filled()[before..];
+        if !came.is_empty() {
+            self.0.framing.saw(came);
+        }
+        read
     }
 }
 
@@ -86,7 +133,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.lock()).poll_write(cx, bytes)
+        Pin::new(&mut *self.0.stream.lock()).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -94,18 +141,18 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.lock()).poll_write_vectored(cx, slices)
+        Pin::new(&mut *self.0.stream.lock()).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.lock().is_write_vectored()
+        self.0.stream.lock().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.lock()).poll_flush(cx)
+        Pin::new(&mut *self.0.stream.lock()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.lock()).poll_shutdown(cx)
+        Pin::new(&mut *self.0.stream.lock()).poll_shutdown(cx)
     }
 }

@@ -81,9 +81,13 @@ impl Record {
         self.operation = Some(operation);
     }
 
-    /// The lane that decides, once its body is held: `held` bytes of it.
-    pub fn received(&mut self, lane: &Arc<LaneCell>, held: u64) {
+    /// The lane that says whether it may go.
+    pub fn decided_by(&mut self, lane: &Arc<LaneCell>) {
         self.lane = Some(lane.clone());
+    }
+
+    /// Its body is here, or `held` bytes of it.
+    pub fn received(&mut self, held: u64) {
         self.received = held;
         self.body_read = Some(now());
     }
@@ -148,7 +152,9 @@ impl Record {
         if let Some(lane) = &self.lane {
             let timing = HeaderValue::try_from(self.timing());
             append(response.headers_mut(), SERVER_TIMING, timing);
-            limit_fields::add(response.headers_mut(), lane);
+            if self.shared.config.answers.rate_limit_headers {
+                limit_fields::add(response.headers_mut(), lane);
+            }
         }
         self.overhead = self.body_read.map(|read| {
             let known = self.queued.unwrap_or_default() + self.upstream.unwrap_or_default();

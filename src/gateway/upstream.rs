@@ -1,36 +1,28 @@
-//! The upstream: a pool of connections, HTTP/1.1 over plain or rustls TLS, and one exchange on one
-//! of them. Tells the permit when the request has arrived, or that it never left.
+//! The upstream: one exchange on one of its connections, HTTP/1.1 over plain or rustls TLS. Tells
+//! the permit when the request has arrived, or that it never left.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio::time::{Instant, sleep_until};
 
 use crate::admission::permit::Permit;
-use crate::config::process::{Scheme, Target, Upstream as Settings};
+use crate::config::process::Upstream as Settings;
 use crate::gateway::body::Outgoing;
-use crate::gateway::tls::{self, TlsError};
-use crate::gateway::wire::{Watched, Wire};
+use crate::gateway::connect::{Connector, SetupError};
+use crate::gateway::pool::{self, Connection, Pool, Taken};
+use crate::gateway::wire::{Sending, Watched, Wire};
 
 /// Tries on connections that turn out closed before a byte was written, the first included.
 const TRIES: usize = 4;
-/// Idle connections kept.
-const KEPT: usize = 512;
-/// How long one is kept; below the 90 s and more that servers keep theirs.
-const KEPT_FOR: Duration = Duration::from_secs(60);
+/// The largest head of an answer, in bytes; and what is read ahead of whoever takes it.
+const LARGEST_HEAD: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -38,8 +30,19 @@ pub enum UpstreamError {
     Unreachable(#[from] io::Error),
     #[error("the upstream broke off: {0}")]
     Broke(String),
+    #[error(transparent)]
+    TooSlow(#[from] TooSlow),
+}
+
+/// What the upstream took too long for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooSlow {
     #[error("the upstream did not answer within {0:?}")]
-    TooSlow(Duration),
+    Head(Duration),
+    #[error("the upstream's answer was not whole after {0:?}")]
+    Body(Duration),
+    #[error("the upstream took nothing more of the request for {0:?}")]
+    Request(Duration),
 }
 
 /// The connections of one worker. Cheap to clone.
@@ -49,49 +52,44 @@ pub struct Upstream {
 }
 
 struct Shared {
-    target: Target,
-    connect_timeout: Duration,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
-    idle: Mutex<Vec<Idle>>,
-}
-
-struct Connection {
-    sender: SendRequest<Outgoing>,
-    wire: Arc<Wire>,
-}
-
-struct Idle {
-    connection: Connection,
-    since: Instant,
+    connector: Connector,
+    pool: Pool,
+    /// The longest it may take nothing of a request.
+    stall: Duration,
 }
 
 /// One request on one connection. Dropped before it is complete it is torn down, and the permit
 /// goes back as that demands.
 pub struct Exchange {
     connection: Option<Connection>,
-    pool: Arc<Shared>,
+    last: bool,
+    shared: Arc<Shared>,
+}
+
+/// Why there is no head.
+enum Failed {
+    /// The request, if nothing of it was looked at.
+    Connection(Box<TrySendError<Request<Outgoing>>>),
+    Late(TooSlow),
 }
 
 impl Upstream {
     /// # Errors
-    /// [`TlsError`]: a root certificate cannot be read, or the host is no name TLS knows.
-    pub fn new(settings: &Settings) -> Result<Self, TlsError> {
-        let tls = match settings.target.scheme {
-            Scheme::Http => None,
-            Scheme::Https => Some(tls::connector(&settings.target.host, &settings.trust_ca)?),
-        };
+    /// [`SetupError`]: it could never be reached as configured.
+    pub fn new(settings: &Settings) -> Result<Self, SetupError> {
         Ok(Self {
             shared: Arc::new(Shared {
-                target: settings.target.clone(),
-                connect_timeout: settings.connect_timeout,
-                tls,
-                idle: Mutex::default(),
+                connector: Connector::new(settings)?,
+                pool: Pool::new(pool::OLDEST),
+                stall: settings.idle_timeout,
             }),
         })
     }
 
-    /// Sends one request and waits for the head of its answer. `request` makes it, anew for each
-    /// try; there is another only while nothing was written, and none once it returns `None`.
+    /// Sends one request and waits for the head of its answer, `patience` from when it was sent
+    /// whole. `request` makes it, once there is a connection for it and anew for each try; there is
+    /// another only while nothing was written, and none once it returns `None`. `once`: it can be
+    /// made once only.
     ///
     /// # Errors
     /// [`UpstreamError`]: there is no answer. The permit has gone back.
@@ -99,31 +97,37 @@ impl Upstream {
         &self,
         mut permit: Permit,
         mut request: impl FnMut() -> Option<Request<Outgoing>>,
+        once: bool,
         patience: Duration,
     ) -> Result<(Response<Incoming>, Exchange), UpstreamError> {
         let mut last = UpstreamError::Broke("no try was left".into());
-        for attempt in 0..TRIES {
+        let mut unsent = None;
+        for attempt in 1..=TRIES {
             // The last try is on a fresh connection: a whole pool may have been closed at once.
-            let kept = if attempt + 1 < TRIES {
-                self.shared.take()
-            } else {
-                None
+            let kept = match attempt < TRIES {
+                true => self.shared.pool.take(once),
+                false => None,
             };
-            let connection = match kept {
-                Some(connection) => connection,
+            let taken = match kept {
+                Some(taken) => taken,
                 None => self.shared.connect().await?,
             };
-            let Some(request) = request() else {
+            let Some(request) = unsent.take().or_else(&mut request) else {
                 return Err(last);
             };
             let mut exchange = Exchange {
-                connection: Some(connection),
-                pool: self.shared.clone(),
+                connection: Some(taken.connection),
+                last: false,
+                shared: self.shared.clone(),
             };
-            match timeout(patience, exchange.send(permit, request)).await {
-                Ok(Ok(response)) => return Ok((response, exchange)),
-                Ok(Err(error)) => last = UpstreamError::Broke(describe(&error)),
-                Err(_) => return Err(UpstreamError::TooSlow(patience)),
+            let sent = exchange.send(permit, request, taken.distrusted, patience);
+            match sent.await {
+                Ok(response) => return Ok((response, exchange)),
+                Err(Failed::Late(late)) => return Err(late.into()),
+                Err(Failed::Connection(mut failed)) => {
+                    unsent = failed.take_message();
+                    last = UpstreamError::Broke(describe(failed.error()));
+                }
             }
             match exchange.give_up() {
                 Some(unused) => permit = unused,
@@ -135,76 +139,40 @@ impl Upstream {
 
     /// Idle connections now.
     pub fn idle(&self) -> usize {
-        self.shared.idle.lock().len()
+        self.shared.pool.len()
     }
 }
 
 impl Shared {
-    /// The connection that was idle for the shortest time, if one is still good.
-    fn take(&self) -> Option<Connection> {
-        let now = now();
-        let mut idle = self.idle.lock();
-        while let Some(Idle { connection, since }) = idle.pop() {
-            if now.saturating_duration_since(since) > KEPT_FOR {
-                // Those below are older still.
-                idle.clear();
-                return None;
-            }
-            if connection.sender.is_ready() {
-                return Some(connection);
-            }
-        }
-        None
-    }
-
-    fn keep(&self, connection: Connection) {
-        let mut idle = self.idle.lock();
-        if idle.len() < KEPT {
-            idle.push(Idle {
-                connection,
-                since: now(),
-            });
-        }
-    }
-
-    async fn connect(&self) -> io::Result<Connection> {
-        let stream = timeout(self.connect_timeout, self.stream())
-            .await
-            .map_err(|_| {
-                let what = format!("no connection within {:?}", self.connect_timeout);
-                io::Error::new(io::ErrorKind::TimedOut, what)
-            })??;
+    async fn connect(&self) -> io::Result<Taken> {
+        let stream = self.connector.connect().await?;
         let wire = Arc::new(Wire::default());
         let io = TokioIo::new(Watched::new(stream, wire.clone()));
-        let (sender, connection) = http1::handshake(io).await.map_err(io::Error::other)?;
+        let (sender, connection) = http1::Builder::new()
+            .max_header_size(LARGEST_HEAD)
+            .max_buf_size(LARGEST_HEAD)
+            .handshake(io)
+            .await
+            .map_err(io::Error::other)?;
         // Its errors reach the exchange that uses it; between exchanges they only end it.
-        tokio::spawn(async move { drop(connection.await) });
-        Ok(Connection { sender, wire })
-    }
-
-    async fn stream(&self) -> io::Result<Stream> {
-        let tcp = TcpStream::connect((self.target.host.as_str(), self.target.port)).await?;
-        tcp.set_nodelay(true)?;
-        match &self.tls {
-            None => Ok(Stream::Plain(tcp)),
-            Some((connector, name)) => {
-                let stream = connector.connect(name.clone(), tcp).await?;
-                Ok(Stream::Tls(Box::new(stream)))
-            }
-        }
+        let task = tokio::spawn(async move { drop(connection.await) });
+        Ok(Taken {
+            connection: Connection::new(sender, wire, task.abort_handle()),
+            distrusted: false,
+        })
     }
 }
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "how long a connection is idle is timed here"
+    reason = "how long the upstream takes is timed here"
 )]
 fn now() -> Instant {
     Instant::now()
 }
 
 /// An error with what lies beneath it: hyper's own words seldom say why.
-fn describe(error: &hyper::Error) -> String {
+pub fn describe(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
@@ -214,18 +182,53 @@ fn describe(error: &hyper::Error) -> String {
     text
 }
 
+/// When to look again whether the head is late, of a request that has come so far; or that it is.
+fn due(
+    sending: Sending,
+    patience: Duration,
+    stall: Duration,
+    now: Instant,
+) -> Result<Instant, TooSlow> {
+    let stall = stall.min(patience);
+    let (due, late) = match sending {
+        // Whoever sends it to us has bounds of its own.
+        Sending::Going => return Ok(now + stall),
+        Sending::Blocked(since) => (since + stall, TooSlow::Request(stall)),
+        Sending::Sent(at) => (at + patience, TooSlow::Head(patience)),
+    };
+    if due > now { Ok(due) } else { Err(late) }
+}
+
 impl Exchange {
     async fn send(
         &mut self,
         permit: Permit,
         request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, hyper::Error> {
-        let Some(Connection { sender, wire }) = &mut self.connection else {
+        distrusted: bool,
+        patience: Duration,
+    ) -> Result<Response<Incoming>, Failed> {
+        let Some(Connection { sender, wire, .. }) = &mut self.connection else {
             unreachable!("an exchange has its connection until it is over")
         };
-        wire.begin(permit, http_body::Body::is_end_stream(request.body()));
+        let bodiless = http_body::Body::is_end_stream(request.body());
+        wire.begin(permit, bodiless, distrusted);
+        let stall = self.shared.stall;
         let request = request.map(|body| body.on(wire.clone()));
-        sender.send_request(request).await
+        let head = sender.try_send_request(request);
+        let alarm = sleep_until(now() + stall.min(patience));
+        tokio::pin!(head, alarm);
+        loop {
+            tokio::select! {
+                biased;
+                head = &mut head => {
+                    return head.map_err(|failed| Failed::Connection(Box::new(failed)));
+                }
+                () = &mut alarm => {
+                    let due = due(wire.sending(), patience, stall, now());
+                    alarm.as_mut().reset(due.map_err(Failed::Late)?);
+                }
+            }
+        }
     }
 
     /// The final response's head came, and it was no 429.
@@ -242,88 +245,70 @@ impl Exchange {
         }
     }
 
+    /// Its connection carries no other: what the upstream says of the answer's length is in doubt.
+    pub fn is_last(&mut self) {
+        self.last = true;
+    }
+
     /// The response's last byte was read.
     pub fn complete(mut self) {
-        if let Some(connection) = self.connection.take()
-            && connection.wire.complete()
-        {
-            self.pool.keep(connection);
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        let whole = connection.wire.complete();
+        if whole && !self.last {
+            self.shared.pool.keep(connection);
+        } else if !whole {
+            // The rest of the request has nobody to read it.
+            connection.task.abort();
         }
     }
 
     /// Torn down; returns the permit if nothing was written.
     fn give_up(mut self) -> Option<Permit> {
-        self.connection.take()?.wire.seal()
+        self.tear_down()
+    }
+
+    fn tear_down(&mut self) -> Option<Permit> {
+        let connection = self.connection.take()?;
+        let unused = connection.wire.seal();
+        connection.task.abort();
+        unused
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            drop(connection.wire.seal());
-        }
+        drop(self.tear_down());
     }
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+    #[test]
+    fn patience_begins_when_the_request_was_sent_whole() {
+        let seconds = Duration::from_secs;
+        let began = now();
+        let at = |second| began + seconds(second);
+        let due = |sending, second| due(sending, seconds(30), seconds(60), at(second));
+        assert_eq!(due(Sending::Going, 100), Ok(at(130)));
+        assert_eq!(due(Sending::Sent(at(100)), 130 - 1), Ok(at(130)));
+        let late = Err(TooSlow::Head(seconds(30)));
+        assert_eq!(due(Sending::Sent(at(100)), 130), late);
+        // Not taking it is not answering it: no more patience than for that.
+        assert_eq!(due(Sending::Blocked(at(100)), 110), Ok(at(130)));
+        let late = Err(TooSlow::Request(seconds(30)));
+        assert_eq!(due(Sending::Blocked(at(100)), 131), late);
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Stream::Plain(stream) => stream.is_write_vectored(),
-            Stream::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    #[test]
+    fn a_held_call_that_nobody_takes_is_no_held_call() {
+        let seconds = Duration::from_secs;
+        let began = now();
+        let blocked = Sending::Blocked(began);
+        let late = due(blocked, seconds(330), seconds(60), began + seconds(60));
+        assert_eq!(late, Err(TooSlow::Request(seconds(60))));
     }
 }

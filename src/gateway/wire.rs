@@ -4,6 +4,10 @@
 //! hyper has no event for any of these. The permit lives in here while its exchange does, so that
 //! the connection's own task can report, and an exchange given up before its first byte can be kept
 //! from ever writing one.
+//!
+//! An upstream may answer before it has read the whole request, and close: what is still written
+//! then fails while the answer waits to be read. So a write that fails in the middle of a request
+//! is no error here; it goes no further, and the reading side tells how the exchange has ended.
 
 use std::io;
 use std::pin::Pin;
@@ -25,28 +29,61 @@ pub struct Wire(Mutex<State>);
 #[derive(Default)]
 struct State {
     permit: Option<Permit>,
-    /// Bytes of the current request went out.
-    wrote: bool,
+    /// When bytes of the current request last went out.
+    wrote: Option<Instant>,
     /// The request's last byte was handed to the connection.
     body_ended: bool,
     /// All of it went out, and the permit knows.
     sent: bool,
+    /// Since when what there is to write is not taken.
+    blocked: Option<Instant>,
+    /// The other side may have closed meanwhile: to be looked for before the first byte.
+    distrusted: bool,
     /// Given up: nothing more may be written.
     sealed: bool,
 }
 
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// What there was to write is written, and more is to come.
+    Going,
+    /// The other side has taken nothing since then.
+    Blocked(Instant),
+    /// Its last byte went out then.
+    Sent(Instant),
+}
+
+/// I/O that can tell whether its other side is still there.
+pub trait Peer {
+    /// `false` once it has closed, or has sent what nobody asked for.
+    fn is_open(&self) -> bool;
+}
+
 impl Wire {
-    /// An exchange begins. `bodiless`: its head is all there is to send.
-    pub fn begin(&self, permit: Permit, bodiless: bool) {
+    /// An exchange begins. `bodiless`: its head is all there is to send. `distrusted`: nothing of it
+    /// is written before the other side was found to be there.
+    pub fn begin(&self, permit: Permit, bodiless: bool, distrusted: bool) {
         let mut state = self.0.lock();
         debug_assert!(state.permit.is_none(), "one exchange at a time");
         let sealed = state.sealed;
         *state = State {
             permit: Some(permit),
             body_ended: bodiless,
+            distrusted,
             sealed,
             ..State::default()
         };
+    }
+
+    /// How far the request has come.
+    pub fn sending(&self) -> Sending {
+        let state = self.0.lock();
+        match (state.wrote, state.blocked) {
+            (Some(last), _) if state.sent => Sending::Sent(last),
+            (_, Some(since)) => Sending::Blocked(since),
+            _ => Sending::Going,
+        }
     }
 
     /// The request's last byte was handed to the connection.
@@ -67,11 +104,12 @@ impl Wire {
     }
 
     /// The response's last byte was read: the permit goes back. `true` if the request was sent
-    /// whole, so that the connection can carry another.
+    /// whole, so that the connection can carry another; else nothing more is written on it.
     pub fn complete(&self) -> bool {
         let mut state = self.0.lock();
         let permit = state.permit.take();
         let reusable = state.sent && !state.sealed;
+        state.sealed = !reusable;
         drop(state);
         if let Some(mut permit) = permit {
             permit.complete();
@@ -86,7 +124,7 @@ impl Wire {
         state.sealed = true;
         let (permit, wrote) = (state.permit.take(), state.wrote);
         drop(state);
-        permit.filter(|_| !wrote)
+        permit.filter(|_| wrote.is_none())
     }
 }
 
@@ -100,7 +138,9 @@ impl<T> Watched<T> {
     pub fn new(io: T, wire: Arc<Wire>) -> Self {
         Self { io, wire }
     }
+}
 
+impl<T: Peer> Watched<T> {
     fn write(
         &mut self,
         write: impl FnOnce(&mut T) -> Poll<io::Result<usize>>,
@@ -110,20 +150,36 @@ impl<T> Watched<T> {
         if state.sealed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let written = write(&mut self.io);
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            state.wrote = true;
-            if let Some(permit) = &mut state.permit {
-                permit.wrote(now());
-            }
+        if std::mem::take(&mut state.distrusted) && !self.io.is_open() {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         }
-        written
+        let written = write(&mut self.io);
+        match &written {
+            Poll::Ready(Ok(1..)) => {
+                let now = now();
+                state.wrote = Some(now);
+                state.blocked = None;
+                if let Some(permit) = &mut state.permit {
+                    permit.wrote(now);
+                }
+                written
+            }
+            Poll::Ready(Err(_)) if state.wrote.is_some() => {
+                state.blocked.get_or_insert_with(now);
+                Poll::Pending
+            }
+            Poll::Pending => {
+                state.blocked.get_or_insert_with(now);
+                written
+            }
+            Poll::Ready(_) => written,
+        }
     }
 }
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "when a byte was written is this file's to know"
+    reason = "when a byte was written, and since when none is, is this file's to know"
 )]
 fn now() -> Instant {
     Instant::now()
@@ -139,7 +195,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Peer + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -165,7 +221,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         if matches!(flushed, Poll::Ready(Ok(()))) {
             let mut state = self.wire.0.lock();
-            if state.wrote && state.body_ended && !state.sent {
+            if state.wrote.is_some() && state.body_ended && !state.sent {
                 state.sent = true;
                 if let Some(permit) = &mut state.permit {
                     permit.sent();

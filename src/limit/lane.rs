@@ -110,31 +110,43 @@ impl Lane {
         earliest: Timestamp,
         now: Timestamp,
     ) -> Result<(WaiterId, Option<WaiterId>), Shed> {
+        let evicted = self.place(&waiter, earliest, now)?;
+        if let Some(victim) = evicted {
+            self.queue.remove(victim);
+        }
+        let id = self.queue.join(waiter);
+        self.watch(waiter.deadline, id);
+        Ok((id, evicted))
+    }
+
+    /// Whether [`Lane::join`] would take this newcomer, and who would make room for it.
+    ///
+    /// # Errors
+    /// [`Shed`]: it would not.
+    pub fn place(
+        &self,
+        waiter: &Waiter,
+        earliest: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<WaiterId>, Shed> {
+        let retry_after = || self.estimate(waiter.flow, earliest, now);
         let reopens = self.throttle.earliest(now);
         if reopens.max(earliest) > waiter.deadline {
-            let retry_after = self.estimate(waiter.flow, earliest, now);
+            let retry_after = retry_after();
             return Err(if reopens >= earliest {
                 Shed::Paused { retry_after }
             } else {
                 Shed::OutOfReach { retry_after }
             });
         }
-        let evicted = if self.queue.is_full() {
-            let Some(victim) = self.queue.evictable(waiter.flow) else {
-                let retry_after = self.estimate(waiter.flow, earliest, now);
-                return Err(Shed::QueueFull {
-                    capacity: self.queue.capacity(),
-                    retry_after,
-                });
-            };
-            self.queue.remove(victim);
-            Some(victim)
-        } else {
-            None
-        };
-        let id = self.queue.join(waiter);
-        self.watch(waiter.deadline, id);
-        Ok((id, evicted))
+        if !self.queue.is_full() {
+            return Ok(None);
+        }
+        let victim = self.queue.evictable(waiter.flow);
+        victim.map(Some).ok_or_else(|| Shed::QueueFull {
+            capacity: self.queue.capacity(),
+            retry_after: retry_after(),
+        })
     }
 
     /// An admitted request comes back: it keeps its arrival and goes to the front of its flow.

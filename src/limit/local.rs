@@ -189,6 +189,26 @@ impl LocalLane {
         }
     }
 
+    /// Whether [`LocalLane::ask`] would shed this newcomer at once. Nothing is taken and nobody joins.
+    ///
+    /// # Errors
+    /// [`Shed`]: it would.
+    pub fn foresee(&mut self, waiter: &Waiter, now: Timestamp) -> Result<(), Shed> {
+        let now = self.advance(now);
+        if self.mode != Mode::Enforce {
+            return Ok(());
+        }
+        let earliest = self.earliest(waiter, now);
+        let permits = self.ledger.in_use() < self.ledger.effective().concurrency;
+        if self.lane.is_clear() && earliest <= now && permits {
+            return Ok(());
+        }
+        match self.lane.place(waiter, earliest, now) {
+            Ok(_) => Ok(()),
+            Err(shed) => Err(self.with_hold(shed)),
+        }
+    }
+
     /// Lets a request pass whatever the limits say; they are counted all the same.
     fn pass(&mut self, waiter: Waiter, now: Timestamp) -> Verdict {
         let earliest = self.earliest(&waiter, now);
@@ -233,12 +253,16 @@ impl LocalLane {
     /// number from when it first waited, zero if it never did.
     pub fn rejoin(&mut self, waiter: Waiter, arrival: u64, now: Timestamp) -> Verdict {
         let now = self.advance(now);
+        if self.mode != Mode::Enforce {
+            let slot = self.ledger.force(waiter.call, now);
+            return Verdict::Admit { slot, shadow: None };
+        }
         let reopens = self
             .lane
             .throttle()
             .earliest(now)
             .max(self.ledger.nth_admission(1, now));
-        if self.mode == Mode::Enforce && reopens > waiter.deadline {
+        if reopens > waiter.deadline {
             return Verdict::Shed(Shed::Paused {
                 retry_after: reopens.since(now),
             });
@@ -475,6 +499,17 @@ mod tests {
             Verdict::Admit { slot, .. } => Some(slot),
             Verdict::Wait { .. } | Verdict::Shed(_) => None,
         }
+    }
+
+    /// Neither the pause that its 429 began nor anything else.
+    #[test]
+    fn nothing_holds_up_who_comes_back_where_nothing_is_enforced() {
+        let quota = Quota::new(Rate::new(1, Duration::from_secs(10)), NonZeroU32::new(1));
+        let mut lane = LocalLane::new(quota, 10, Mode::Shadow, 1, at(0));
+        let mut slot = admitted(lane.ask(waiter(1), at(0))).expect("it passes");
+        lane.throttled(&mut slot, Some(Duration::from_secs(60)), at(1));
+        let again = lane.rejoin(waiter(1), 0, at(1));
+        assert!(admitted(again).is_some());
     }
 
     /// Between the instant a slot frees and the poll that hands it out, it is not up for grabs.

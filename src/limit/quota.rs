@@ -146,6 +146,26 @@ impl Quota {
         }
     }
 
+    /// What one of `replicas` podgates may spend of it: its numbers divided and rounded down, but
+    /// never to nothing.
+    pub fn share(&self, replicas: NonZeroU32) -> Self {
+        let part = |number: NonZeroU32| {
+            NonZeroU32::new(number.get() / replicas).unwrap_or(NonZeroU32::MIN)
+        };
+        Self {
+            rate: self.rate.map(|rate| Rate {
+                requests: part(rate.requests),
+                ..rate
+            }),
+            burst: match self.burst {
+                Burst::Auto => Burst::Auto,
+                Burst::Fixed(burst) => Burst::Fixed(part(burst)),
+            },
+            concurrency: self.concurrency.map(part),
+            ..*self
+        }
+    }
+
     /// Permits that held calls may use together; `None` without a concurrency limit.
     pub fn hold_limit(&self, concurrency: u32) -> u32 {
         let share = u64::from(concurrency) * u64::from(self.hold_share) / 100;
@@ -176,6 +196,29 @@ mod tests {
         assert!(Rate::new(Rate::MOST_REQUESTS + 1, second).is_none());
         assert!(Rate::new(1, Rate::LONGEST_PERIOD + second).is_none());
         assert!(Rate::new(2, second).is_some());
+    }
+
+    #[test]
+    fn shares_together_are_never_more_than_the_whole_unless_it_is_less_than_one_each() {
+        let number = |n| NonZeroU32::new(n).unwrap();
+        for whole in 1..=60 {
+            let rate = Rate::new(whole, Duration::from_secs(10));
+            let mut quota = Quota::new(rate, Some(number(whole)));
+            quota.burst = Burst::Fixed(number(whole));
+            assert_eq!(quota.share(NonZeroU32::MIN), quota);
+            for replicas in 1..=70 {
+                let share = quota.share(number(replicas));
+                let requests = share.rate.unwrap().requests();
+                let most = replicas.max(whole);
+                assert!((1..=most).contains(&(requests * replicas)));
+                // Nothing is left but what cannot be divided.
+                assert!(requests * replicas + replicas > whole);
+                assert_eq!(share.concurrency, Some(number(requests)));
+                assert_eq!(share.burst, Burst::Fixed(number(requests)));
+            }
+        }
+        let none = Quota::new(None, None);
+        assert_eq!(none.share(number(3)), none);
     }
 
     #[test]

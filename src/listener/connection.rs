@@ -17,14 +17,17 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::{ServiceBuilder, ServiceExt};
 
 use crate::config::process::Timeouts;
-use crate::gateway::Gateway;
 use crate::gateway::presence::{Caller, Socket};
 use crate::gateway::record::Recorded;
 use crate::gateway::stack::CatchPanic;
+use crate::gateway::{Gateway, linger};
 use crate::listener::guarded::Guarded;
 use crate::listener::heads::Heads;
 use crate::listener::streams::{Streams, paced};
 use crate::listener::version::{self, Version};
+use crate::metrics::Metrics;
+use crate::operation::Operation;
+use crate::outcome::Outcome;
 
 /// Bytes of a request's head, its line included, and of what HTTP/1 holds to be written. Larger
 /// heads are answered 431.
@@ -46,6 +49,7 @@ const TOO_LATE: &[u8] =
 /// What one connection is served with.
 pub struct Connection {
     pub gateway: Gateway,
+    pub metrics: Metrics,
     pub timeouts: Timeouts,
     /// Turns true when nothing new is to be taken.
     pub closing: watch::Receiver<bool>,
@@ -80,6 +84,7 @@ impl Connection {
     ) -> Result<(), hyper::Error> {
         let Self {
             gateway,
+            metrics,
             timeouts,
             mut closing,
         } = self;
@@ -98,23 +103,34 @@ impl Connection {
             }
         };
         let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
-        let mut served = pin!(
-            http1::Builder::new()
-                .timer(heads.clone())
-                .header_read_timeout(timeouts.keep_alive)
-                .max_buf_size(HEAD as usize)
-                .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
-        );
-        let ended = tokio::select! {
-            ended = served.as_mut() => ended,
-            () = last_call_of(&caller, &mut closing) => {
-                served.as_mut().graceful_shutdown();
-                served.await
+        let ended = {
+            let mut served = pin!(
+                http1::Builder::new()
+                    .timer(heads.clone())
+                    .header_read_timeout(timeouts.keep_alive)
+                    .max_buf_size(HEAD as usize)
+                    .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
+            );
+            tokio::select! {
+                ended = served.as_mut() => ended,
+                () = last_call_of(&caller, &mut closing) => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
             }
         };
         if ended.as_ref().is_err_and(hyper::Error::is_timeout) && heads.are_owed_an_answer() {
             // hyper closes without a word.
             caller.write_last(TOO_LATE);
+        }
+        // hyper has answered what it could not read by itself.
+        let unreadable = ended.as_ref().is_err_and(hyper::Error::is_parse);
+        if unreadable {
+            let other = metrics.other();
+            other.ended(Operation::Other, Outcome::BadRequest);
+        }
+        if unreadable || caller.is_left_unread() {
+            linger::connection(&caller).await;
         }
         ended
     }
@@ -124,6 +140,7 @@ impl Connection {
             gateway,
             timeouts,
             mut closing,
+            ..
         } = self;
         let streams = Streams::new(timeouts.write);
         let io = Guarded::new(socket, timeouts.write, None);

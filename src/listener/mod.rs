@@ -167,6 +167,7 @@ impl Door {
         let open = Open::count(&self.metrics, place);
         let connection = Connection {
             gateway: self.gateway.clone(),
+            metrics: self.metrics.clone(),
             timeouts: self.timeouts,
             closing,
         };

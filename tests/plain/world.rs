@@ -192,7 +192,13 @@ impl World {
             call,
             deadline: self.told_of(self.now + patience),
         };
+        let foreseen = self.lane.foresee(&waiter, self.told()).err();
         let verdict = self.lane.ask(waiter, self.told());
+        let shed = match &verdict {
+            Verdict::Shed(shed) => Some(*shed),
+            _ => None,
+        };
+        assert_eq!(foreseen, shed, "what is foreseen is what happens");
         self.answered(wait, verdict);
     }
 

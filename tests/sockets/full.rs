@@ -9,6 +9,7 @@ use podgate::emulator::limits::Group;
 use podgate::emulator::policer::Policer;
 use tokio::task::JoinSet;
 
+use super::races::submissions_over_connections_that_end;
 use super::saturation::{Crowd, assert_never_over};
 use super::support::{Scene, Stand, Tight, call, job, machine, now, request, unique};
 
@@ -110,6 +111,12 @@ async fn full_where_permits_bind_they_are_all_out() {
     let share = out as f64 / (looks * 50) as f64;
     println!("permits out {share:.4}");
     assert!(share >= 0.99, "permits out {share:.4}");
+}
+
+#[tokio::test]
+#[ignore = "takes most of a minute: tests/run --full"]
+async fn full_none_of_ten_thousand_submissions_is_there_twice() {
+    submissions_over_connections_that_end(10_000).await;
 }
 
 #[tokio::test]

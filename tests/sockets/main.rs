@@ -3,14 +3,23 @@
 
 mod support;
 mod scripted;
+mod raw;
 mod process;
 mod frames;
 
 mod through;
 mod records;
+mod routes;
+mod threats;
+mod uploads;
 mod saturation;
 mod disconnects;
 mod permits;
+mod retries;
+mod hostile_upstream;
+mod connecting;
+mod answers_ahead;
+mod races;
 mod draining;
 mod slow;
 mod crowds;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
@@ -9,10 +10,11 @@ use http_body_util::Full;
 use podgate::emulator::limits::Group;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
 
 use crate::scripted::Scripted;
 use crate::support::{
-    Answer, Gateway, Scene, Stand, Tight, eventually, job, post, request, unique,
+    Answer, Gateway, Scene, Stand, Tight, eventually, job, post, request, unique, within,
 };
 
 /// Two calls a minute, and nobody waits for the third.
@@ -179,11 +181,16 @@ async fn the_access_log_has_one_line_for_every_request_however_it_ended() {
 
 #[tokio::test]
 async fn an_answer_cut_short_is_logged_as_cut() {
-    let upstream = Scripted::start(|mut connection| async move {
-        connection
-            .answer(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
-            .await;
-        drop(connection);
+    let begun = Arc::<Notify>::default();
+    let told = begun.clone();
+    let upstream = Scripted::start(move |mut connection| {
+        let told = told.clone();
+        async move {
+            connection
+                .answer(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+                .await;
+            told.notified().await;
+        }
     })
     .await;
     let (gateway, _machine) = Scene::default().logged().before(upstream.address);
@@ -191,6 +198,10 @@ async fn an_answer_cut_short_is_logged_as_cut() {
         .send("GET /v2/ep/health HTTP/1.1\r\nhost: podgate\r\n\r\n")
         .await;
     let mut read = Vec::new();
+    while !read.ends_with(b"abc\r\n") {
+        read.push(within("its beginning", stream.read_u8()).await.unwrap());
+    }
+    begun.notify_one();
     let _ = stream.read_to_end(&mut read).await;
     let lines = gateway.log(1).await;
     assert!(lines[0].contains(" 200 forwarded cut "), "{}", lines[0]);

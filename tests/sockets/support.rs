@@ -57,6 +57,9 @@ pub struct Scene {
     policer: Policer,
     margin: &'static str,
     idle_timeout: &'static str,
+    /// Further keys of the gateway's upstream, and another URL than the address given.
+    keys: String,
+    url: Option<String>,
     workers: usize,
     /// Of the gateway's configuration, beside the groups.
     settings: &'static str,
@@ -96,6 +99,8 @@ impl Default for Scene {
             policer: Policer::SlidingLog,
             margin: "1s",
             idle_timeout: "60s",
+            keys: String::new(),
+            url: None,
             workers: 2,
             settings: "",
             told: BTreeMap::new(),
@@ -119,6 +124,18 @@ impl Scene {
     /// How long the upstream may be silent in the middle of an answer.
     pub fn idle_timeout(mut self, idle_timeout: &'static str) -> Self {
         self.idle_timeout = idle_timeout;
+        self
+    }
+
+    /// Keys of `upstream` in the gateway's configuration.
+    pub fn upstream_keys(mut self, keys: &str) -> Self {
+        self.keys = format!(", {keys}");
+        self
+    }
+
+    /// How the gateway names its upstream.
+    pub fn url(mut self, url: String) -> Self {
+        self.url = Some(url);
         self
     }
 
@@ -177,10 +194,14 @@ impl Scene {
                 format!("  {name}: {{ {} }}\n", all.join(", "))
             })
             .collect();
+        let url = match &self.url {
+            Some(url) => url.clone(),
+            None => format!("http://{upstream}"),
+        };
         format!(
             "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: {}\n\
-             upstream: {{ url: 'http://{upstream}', margin: {}, idle_timeout: {} }}\n{}\ngroups:\n{groups}",
-            self.workers, self.margin, self.idle_timeout, self.settings
+             upstream: {{ url: '{url}', margin: {}, idle_timeout: {}{} }}\n{}\ngroups:\n{groups}",
+            self.workers, self.margin, self.idle_timeout, self.keys, self.settings
         )
     }
 
@@ -217,10 +238,20 @@ impl Scene {
         }
     }
 
+    /// podgate alone, for who has the machine already.
+    pub fn gateway(self, upstream: SocketAddr) -> Gateway {
+        Gateway::start(self.config(upstream), self.logged)
+    }
+
     /// podgate before whatever listens at `upstream`, or nothing.
     pub fn before(self, upstream: SocketAddr) -> (Gateway, Machine) {
         let machine = Machine::take();
         (Gateway::start(self.config(upstream), self.logged), machine)
+    }
+
+    /// The same beside others of one test.
+    pub fn before_beside(self, upstream: SocketAddr, _machine: Rc<Machine>) -> Gateway {
+        Gateway::start(self.config(upstream), self.logged)
     }
 }
 
