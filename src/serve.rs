@@ -26,8 +26,10 @@ use crate::state::{Keeper, State, StateError};
 const DRAIN: Duration = Duration::from_secs(30);
 /// And what of that is left, at most, when those who still wait are sent away: for their answers.
 const LAST_WORD: Duration = Duration::from_secs(1);
-/// One in so many of the files that may be open is kept from clients.
+/// One in so many of the files that may be open is kept from clients, for what is asked upstream.
 const FILES_KEPT: usize = 4;
+/// And so many for podgate itself: sockets, runtimes, logs.
+const OWN_FILES: usize = 32;
 
 /// Why podgate did not start.
 #[derive(Debug, thiserror::Error)]
@@ -200,17 +202,19 @@ pub fn start_logging(
     })
 }
 
-/// How many clients may be connected. Every one is an open file, and what is asked for it upstream
-/// another: a crowd that takes them all would leave none for those who are served.
+/// How many clients may be connected: as many as is wanted, if so many files can be open. A crowd
+/// that takes them all would leave none for those who are served.
 fn places(wanted: u32) -> usize {
     let wanted = wanted as usize;
     let files = listener::raise_open_files().and_then(|files| usize::try_from(files).ok());
-    let Some(most) = files.map(|files| files - files / FILES_KEPT) else {
-        return wanted;
-    };
+    let Some(files) = files else { return wanted };
+    let most = (files - files / FILES_KEPT)
+        .saturating_sub(OWN_FILES)
+        .max(1);
     if most < wanted {
         tracing::warn!(
-            "`limits.connections` is {wanted}, and so many files cannot be open: {most} clients at most"
+            "only {files} files may be open: {most} clients at most, and not the {wanted} of \
+             `limits.connections`"
         );
     }
     wanted.min(most)

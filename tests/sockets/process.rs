@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
 use super::support::{Answer, Machine, Scene, Upstream, call, eventually, request, within};
@@ -129,6 +129,23 @@ impl Process {
     /// What it has said to stderr so far.
     pub fn said(&self) -> Vec<String> {
         self.said.lock().clone()
+    }
+
+    /// How many lines of that hold `what`.
+    pub fn has_said(&self, what: &str) -> usize {
+        self.said()
+            .iter()
+            .filter(|line| line.contains(what))
+            .count()
+    }
+
+    /// From here on it may have so many files open.
+    pub fn limit_files(&self, many: u64) {
+        let limit = Rlimit {
+            current: Some(many),
+            maximum: Some(many),
+        };
+        prlimit(Some(self.pid()), Resource::Nofile, limit).unwrap();
     }
 
     fn pid(&self) -> Pid {

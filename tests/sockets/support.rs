@@ -25,7 +25,7 @@ use podgate::emulator::{self, Emulator};
 use podgate::limit::local::Snapshot;
 use podgate::serve::{self, Running};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
@@ -555,6 +555,21 @@ pub async fn call(address: SocketAddr, request: Request<Full<Bytes>>) -> hyper::
         })
     };
     within("an answer", exchange).await
+}
+
+/// Reads one whole answer, which says how long it is; returns its head.
+pub async fn head_of_answer(client: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(within("an answer", client.read_u8()).await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.unwrap().parse().unwrap()];
+    client.read_exact(&mut body).await.unwrap();
+    head
 }
 
 /// Another text each time.
