@@ -22,9 +22,7 @@ use crate::listener::{self, Door};
 use crate::metrics::Metrics;
 use crate::state::{Keeper, State, StateError};
 
-/// How long what is under way may take to end once nothing new is taken.
-const DRAIN: Duration = Duration::from_secs(30);
-/// And what of that is left, at most, when those who still wait are sent away: for their answers.
+/// What of the drain is left, at most, when those who still wait are sent away: for their answers.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// One in so many of the files that may be open is kept from clients, for what is asked upstream.
 const FILES_KEPT: usize = 4;
@@ -120,7 +118,7 @@ pub fn start_logging(
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let workers = config.workers.unwrap_or_else(cores).get();
     let timeouts = config.timeouts;
-    let drain = DRAIN;
+    let drain = timeouts.drain;
     let room = Arc::new(Room::new(places(config.limits.connections)));
     let dropped = metrics.log_dropped().clone();
     let access_log = match sink {

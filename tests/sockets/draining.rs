@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use podgate::emulator::limits::Group;
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::support::{Scene, Tight, eventually, job, post, unique, within};
+use super::support::{Scene, Tight, eventually, job, now, post, unique, within};
 
 /// Whoever waits is served, also where the worker that wakes its lane has nothing left of its own.
 #[tokio::test]
@@ -51,4 +52,21 @@ async fn who_waits_when_podgate_ends_is_served() {
     within("it ends", drained).await.unwrap();
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens");
     assert_eq!(stand.upstream.submissions(), (20, 0));
+}
+
+/// A call that never ends holds the process no longer than it was told.
+#[tokio::test]
+async fn what_does_not_end_within_the_drain_is_cut() {
+    let stand = Scene::default()
+        .settings("timeouts: { drain: 200ms }")
+        .start();
+    stand.upstream.faults(json!({"stall": "head"}));
+    let gateway = stand.gateway;
+    let _caller = gateway.send(post("/v2/ep/run", &job(&unique()))).await;
+    eventually("it is under way", || gateway.permits(Group::Run) == 1).await;
+    let began = now();
+    let drained = tokio::task::spawn_blocking(move || gateway.running.drain());
+    within("it ends", drained).await.unwrap();
+    // Far below the response timeout of the group and the default of the drain, 30 s each.
+    assert!(began.elapsed() < Duration::from_secs(15));
 }
