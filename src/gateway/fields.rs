@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, VIA};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, VIA};
 use http::{HeaderMap, Version};
 
 /// Us, as one hop of HTTP/1.1.
@@ -63,7 +63,21 @@ pub fn towards_upstream(headers: &mut HeaderMap, version: Version, host: &Header
     strip(headers, |name| is_of_the_hop(name) || is_a_claim(name));
     headers.remove(CONTENT_LENGTH);
     headers.insert(HOST, host.clone());
+    if version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
     headers.append(VIA, hop.via(version));
+}
+
+/// HTTP/2 may carry a cookie's crumbs apart, HTTP/1 must not (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().collect();
+    if crumbs.len() > 1 {
+        let crumbs: Vec<_> = crumbs.iter().map(|crumb| crumb.as_bytes()).collect();
+        if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+            headers.insert(COOKIE, cookie);
+        }
+    }
 }
 
 /// The fields of a response for the client.

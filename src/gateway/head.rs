@@ -7,6 +7,9 @@ use http::{StatusCode, Version, request};
 use crate::gateway::fields::Hop;
 use crate::gateway::target::is_authority;
 
+/// What hyper takes of HTTP/1, and would take any number of HTTP/2.
+const MOST_FIELDS: usize = 100;
+
 /// Why a head is refused whatever it asks for. The connection ends with the answer: what follows
 /// may not be what its sender takes it for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +28,8 @@ pub enum BadHead {
     TransferCoding,
     #[error("what came before this request broke its framing")]
     Unframed,
+    #[error("there are more than {MOST_FIELDS} fields")]
+    TooManyFields,
     #[error("`Host` must be given once")]
     HostCount,
     #[error("`Host` names no host")]
@@ -42,6 +47,7 @@ impl BadHead {
         match self {
             BadHead::Expectation => StatusCode::EXPECTATION_FAILED,
             BadHead::Loop => StatusCode::LOOP_DETECTED,
+            BadHead::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -52,6 +58,9 @@ impl BadHead {
 /// # Errors
 /// [`BadHead`]: it is not.
 pub fn check(head: &request::Parts, hop: &Hop) -> Result<(), BadHead> {
+    if head.headers.len() > MOST_FIELDS {
+        return Err(BadHead::TooManyFields);
+    }
     let hosts = head.headers.get_all(HOST).iter();
     let (mut count, mut named) = (0, true);
     for host in hosts {

@@ -108,6 +108,7 @@ impl Connection {
                 http1::Builder::new()
                     .timer(heads.clone())
                     .header_read_timeout(timeouts.keep_alive)
+                    .max_header_size(HEAD as usize)
                     .max_buf_size(HEAD as usize)
                     .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
             );
