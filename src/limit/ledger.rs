@@ -231,8 +231,11 @@ impl Ledger {
         self.held_in_use -= u32::from(held);
     }
 
-    /// All or nothing. `advance` to `now` first.
-    pub fn take(&mut self, call: Call, now: Timestamp) -> Result<Slot, Denied> {
+    /// Whether there is a permit for one more of these.
+    ///
+    /// # Errors
+    /// [`Denied`]: all that this call may use are out.
+    pub fn permits(&self, call: Call) -> Result<(), Denied> {
         let settled = self.settling.peek().map(|&Reverse((free, _))| free);
         if self.in_use >= self.effective.concurrency {
             return Err(Denied {
@@ -247,6 +250,12 @@ impl Ledger {
                 until: settled,
             });
         }
+        Ok(())
+    }
+
+    /// All or nothing. `advance` to `now` first.
+    pub fn take(&mut self, call: Call, now: Timestamp) -> Result<Slot, Denied> {
+        self.permits(call)?;
         if self.window.used() >= self.window.limit() {
             return Err(Denied {
                 by: Limit::Window,

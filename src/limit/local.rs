@@ -199,7 +199,7 @@ impl LocalLane {
             return Ok(());
         }
         let earliest = self.earliest(waiter, now);
-        let permits = self.ledger.in_use() < self.ledger.effective().concurrency;
+        let permits = self.ledger.permits(waiter.call).is_ok();
         if self.lane.is_clear() && earliest <= now && permits {
             return Ok(());
         }
