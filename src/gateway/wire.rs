@@ -12,7 +12,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -143,6 +143,7 @@ impl<T> Watched<T> {
 impl<T: Peer> Watched<T> {
     fn write(
         &mut self,
+        waker: &Waker,
         write: impl FnOnce(&mut T) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         // Held over the write: whoever gives the exchange up comes before it or after it.
@@ -166,6 +167,9 @@ impl<T: Peer> Watched<T> {
             }
             Poll::Ready(Err(_)) if state.wrote.is_some() => {
                 state.blocked.get_or_insert_with(now);
+                // The reading side has something to say, an answer or the end, and may have been
+                // asked before it came: nobody else would ask again.
+                waker.wake_by_ref();
                 Poll::Pending
             }
             Poll::Pending => {
@@ -201,7 +205,8 @@ impl<T: AsyncWrite + Peer + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.write(|io| Pin::new(io).poll_write(cx, bytes))
+        let waker = cx.waker().clone();
+        self.write(&waker, |io| Pin::new(io).poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -209,7 +214,8 @@ impl<T: AsyncWrite + Peer + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.write(|io| Pin::new(io).poll_write_vectored(cx, slices))
+        let waker = cx.waker().clone();
+        self.write(&waker, |io| Pin::new(io).poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
