@@ -66,7 +66,7 @@ async fn pass(
     if head.status == StatusCode::TOO_MANY_REQUESTS {
         exchange.throttled(retry_after(&head.headers));
     } else {
-        exchange.answered();
+        exchange.answered(head.status);
     }
     match framing(&head.headers) {
         Framing::Clear => {}

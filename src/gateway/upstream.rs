@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1;
@@ -62,6 +62,8 @@ struct Shared {
 /// goes back as that demands.
 pub struct Exchange {
     connection: Option<Connection>,
+    /// Its request is larger than what is held here, and maybe than what the upstream has read.
+    streamed: bool,
     last: bool,
     shared: Arc<Shared>,
 }
@@ -117,6 +119,7 @@ impl Upstream {
             };
             let mut exchange = Exchange {
                 connection: Some(taken.connection),
+                streamed: once,
                 last: false,
                 shared: self.shared.clone(),
             };
@@ -232,10 +235,13 @@ impl Exchange {
     }
 
     /// The final response's head came, and it was no 429.
-    pub fn answered(&self) {
+    pub fn answered(&mut self, status: StatusCode) {
         if let Some(connection) = &self.connection {
             connection.wire.answered();
         }
+        // What was refused may lie unread between us, and the next request would lie behind it.
+        let unread = self.streamed && !status.is_success();
+        self.last |= unread || status == StatusCode::PAYLOAD_TOO_LARGE;
     }
 
     /// The final response's head came, and it was a 429.
