@@ -12,6 +12,8 @@ use podgate::config::overrides::{Given, Overrides};
 use podgate::config::process::{Log, LogFormat, LogLevel};
 use podgate::config::schema;
 use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::listener::listening::ListenError;
+use podgate::listener::sockets::Passed;
 use podgate::notify::{self, State};
 use podgate::serve::StartError;
 use podgate::{demo, listener, serve};
@@ -148,6 +150,13 @@ impl ServeArgs {
 }
 
 fn run_serve(args: ServeArgs) -> ExitCode {
+    let passed = match Passed::from_environment() {
+        Ok(passed) => passed,
+        Err(error) => {
+            eprintln!("podgate: the sockets that were passed cannot be used: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let config = match args.config() {
         Ok(config) => config,
         Err(faults) => {
@@ -166,24 +175,28 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         }
     };
     let access_log = config.log.access.then(std::io::stdout);
-    let running = match serve::start_logging(config, access_log) {
+    let running = match serve::start_on(config, access_log, passed) {
         Ok(running) => running,
         Err(error) => {
             eprintln!("podgate: {error}");
             return match error {
-                StartError::Bind { .. }
+                StartError::Listen(ListenError::Bind { .. })
+                | StartError::Admin { .. }
                 | StartError::Metrics(_)
                 | StartError::State(_)
                 | StartError::Thread(_) => ExitCode::FAILURE,
-                StartError::Key(_) | StartError::Field(_) | StartError::Setup(_) => {
-                    ExitCode::from(BAD_USAGE)
-                }
+                StartError::Key(_)
+                | StartError::Field(_)
+                | StartError::Setup(_)
+                | StartError::Listen(_) => ExitCode::from(BAD_USAGE),
             };
         }
     };
     eprintln!(
-        "podgate ready on http://{}, admin on http://{}, upstream {}",
-        running.listen, running.admin, running.shared.config.upstream.target
+        "podgate ready on {}, admin on http://{}, upstream {}",
+        running.places(),
+        running.admin,
+        running.shared.config.upstream.target
     );
     notify::tell(State::Ready);
     signals.wait();

@@ -1,7 +1,7 @@
 //! A running podgate: worker threads with a runtime each, the admin door, and the way down.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -14,10 +14,13 @@ use tokio::sync::watch;
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
+use crate::config::listen::Address;
 use crate::config::secret::SecretError;
 use crate::gateway::connect::SetupError;
 use crate::gateway::{Gateway, NoField, Shared};
+use crate::listener::listening::{ListenError, Listening, passed_to};
 use crate::listener::room::Room;
+use crate::listener::sockets::{self, Passed, Socket};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
 use crate::state::{Keeper, State, StateError};
@@ -32,12 +35,10 @@ const OWN_FILES: usize = 32;
 /// Why podgate did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address} (`{setting}`): {why}")]
-    Bind {
-        setting: &'static str,
-        address: SocketAddr,
-        why: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("cannot listen on {address} (`admin`): {why}")]
+    Admin { address: SocketAddr, why: io::Error },
     #[error("`upstream.api_key`: {0}")]
     Key(#[from] SecretError),
     #[error("`upstream`: {0}")]
@@ -55,8 +56,9 @@ pub enum StartError {
 /// A podgate that serves. Dropped it stops at once; [`Running::drain`] sees its clients out first.
 pub struct Running {
     pub shared: Arc<Shared>,
-    /// Where it listens, with the ports that were bound.
-    pub listen: SocketAddr,
+    /// Where clients come in. Who is put in here is served from then on, who is taken away is seen
+    /// out as at the end.
+    pub listeners: watch::Sender<Vec<Arc<Listening>>>,
     pub admin: SocketAddr,
     leaving: watch::Sender<bool>,
     closing: watch::Sender<bool>,
@@ -85,30 +87,24 @@ pub fn start_logging(
     config: Config,
     sink: Option<impl io::Write + Send + 'static>,
 ) -> Result<Running, StartError> {
+    start_on(config, sink, Passed::default())
+}
+
+/// Like [`start_logging`], on the sockets that were `passed` as far as they fit.
+///
+/// # Errors
+/// [`StartError`]: nothing was started.
+pub fn start_on(
+    config: Config,
+    sink: Option<impl io::Write + Send + 'static>,
+    mut passed: Passed,
+) -> Result<Running, StartError> {
     // Before anything is bound: whoever has the directory may serve on these addresses too.
     let state = config.state_dir.as_deref().map(State::take).transpose()?;
-    let bind = |setting, address| {
-        let listener = listener::bind(address);
-        listener.map_err(|why| StartError::Bind {
-            setting,
-            address,
-            why,
-        })
-    };
-    let runtime = runtime().map_err(StartError::Thread)?;
-    // Sockets are made inside a runtime, and handed to the ones that serve them.
-    let (listen, admin) = {
-        let _inside = runtime.enter();
-        (bind("listen", config.listen), bind("admin", config.admin))
-    };
-    // Whoever starts podgate from a runtime of its own may not wait for another one to end.
-    runtime.shutdown_background();
-    let (listen, admin) = (listen?, admin?);
-    let address =
-        |listener: &std::net::TcpListener| listener.local_addr().map_err(StartError::Thread);
-    let (listen_at, admin_at) = (address(&listen)?, address(&admin)?);
-
     let metrics = Metrics::new()?;
+    let (listeners, admin) = sockets(&config, &mut passed, &metrics)?;
+    let admin_at = admin.local_addr().map_err(StartError::Thread)?;
+    let listeners = watch::Sender::new(listeners);
     let key = config
         .upstream
         .api_key
@@ -155,13 +151,10 @@ pub fn start_logging(
             room: room.clone(),
             drain,
         };
-        let listener = listen.try_clone().map_err(StartError::Thread)?;
-        let closed = closed.clone();
+        let (listeners, closed) = (listeners.subscribe(), closed.clone());
         let (all, serving, draining) = (all.clone(), serving.clone(), draining.clone());
         threads.push(spawn(format!("worker-{number}"), async move {
-            if let Err(error) = door.serve(listener, closed).await {
-                tracing::error!(%error, "a worker cannot use the listening socket");
-            }
+            door.serve(listeners, closed).await;
             // What wakes a lane runs where somebody waited first: the others wait still.
             drop((serving, draining));
             all.closed().await;
@@ -188,7 +181,7 @@ pub fn start_logging(
     })?);
     Ok(Running {
         shared,
-        listen: listen_at,
+        listeners,
         admin: admin_at,
         leaving,
         closing,
@@ -198,6 +191,43 @@ pub fn start_logging(
         access_log,
         keeper,
     })
+}
+
+type Sockets = (Vec<Arc<Listening>>, TcpListener);
+
+/// What podgate listens on: for clients and for operators.
+fn sockets(config: &Config, passed: &mut Passed, metrics: &Metrics) -> Result<Sockets, StartError> {
+    let runtime = runtime().map_err(StartError::Thread)?;
+    let bound = {
+        // Sockets are made inside a runtime, and handed to the ones that serve them.
+        let _inside = runtime.enter();
+        bind(config, passed, metrics)
+    };
+    // Whoever starts podgate from a runtime of its own may not wait for another one to end.
+    runtime.shutdown_background();
+    if passed.left() > 0 {
+        let many = passed.left();
+        tracing::warn!("{many} of the sockets that were passed belong to no listener: closed");
+    }
+    bound
+}
+
+fn bind(config: &Config, passed: &mut Passed, metrics: &Metrics) -> Result<Sockets, StartError> {
+    let address = config.admin;
+    let admin = match passed.at(&Address::Tcp(address)) {
+        Some(Socket::Tcp(listener)) => Ok(listener),
+        _ => sockets::bind(address),
+    };
+    let admin = admin.map_err(|why| StartError::Admin { address, why })?;
+    let upstream = &config.upstream;
+    let injects = upstream.api_key.is_some() && !upstream.allow_remote_injection;
+    let sockets = passed_to(&config.listen, passed);
+    let listeners = config.listen.iter().zip(sockets);
+    let listeners = listeners.map(|(listener, socket)| {
+        Listening::open(listener, socket, injects, metrics).map(Arc::new)
+    });
+    let listeners: Result<Vec<_>, _> = listeners.collect();
+    Ok((listeners?, admin))
 }
 
 /// How many clients may be connected: as many as is wanted, if so many files can be open. A crowd
@@ -235,6 +265,28 @@ fn spawn(
 }
 
 impl Running {
+    /// Where the first listener that has an address listens, with the port that was bound.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let listeners = self.listeners.borrow();
+        listeners.iter().find_map(|listening| listening.at().tcp())
+    }
+
+    /// Where clients come in, for people.
+    pub fn places(&self) -> String {
+        let listeners = self.listeners.borrow();
+        let place = |listening: &Arc<Listening>| {
+            let at = listening.at();
+            match (at, listening.certificates()) {
+                (Address::Unix(_), None) => at.to_string(),
+                (Address::Unix(_), Some(_)) => format!("{at} (https)"),
+                (Address::Tcp(_), None) => format!("http://{at}"),
+                (Address::Tcp(_), Some(_)) => format!("https://{at}"),
+            }
+        };
+        let places: Vec<_> = listeners.iter().map(place).collect();
+        places.join(", ")
+    }
+
     /// Says on the admin port that callers are to go elsewhere, and takes their requests all the same:
     /// whoever sends them here learns of it late.
     pub fn leave(&self) {
@@ -246,6 +298,8 @@ impl Running {
     pub fn drain(self) {
         self.leave();
         self.closing.send_replace(true);
+        // The last of the sockets themselves, or the kernel would go on letting clients in.
+        self.listeners.send_replace(Vec::new());
         let waits = self.drain - (self.drain / 10).min(LAST_WORD);
         if self.drained.recv_timeout(waits) == Err(RecvTimeoutError::Timeout) {
             self.shared.end_waiting();

@@ -8,6 +8,7 @@ use super::Config;
 use super::faults::{Fault, Place};
 use super::groups;
 use super::keys::Kind;
+use super::listen::{self, ListenPlace};
 use super::process::{
     Answers, Buffers, Limits, Log, LogFormat, LogLevel, Target, Timeouts, Upstream,
 };
@@ -23,7 +24,8 @@ pub(super) const URL: &str = "a URL such as `https://api.runpod.ai`";
 /// Where the settings stand that are checked against each other.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
-    pub listen: Place,
+    /// Of each listener, in the order of the configuration's.
+    pub listen: Vec<ListenPlace>,
     pub admin: Place,
     pub replicas: Place,
     pub url: Place,
@@ -37,7 +39,7 @@ impl Places {
     /// None of them is in a file.
     pub fn nowhere() -> Self {
         Self {
-            listen: Place::Nowhere,
+            listen: vec![ListenPlace::new("listen", Place::Nowhere)],
             admin: Place::Nowhere,
             replicas: Place::Nowhere,
             url: Place::Nowhere,
@@ -60,8 +62,10 @@ pub(super) fn write_over(
     let entries = root.entries(faults);
     let place = |key: &str| entries.get(key).map_or(Place::Nowhere, At::place);
 
-    if entries.set("listen", &mut config.listen, |at| address(at, 8080, faults)) {
-        places.listen = place("listen");
+    if let Some(at) = entries.get("listen")
+        && let Some(read) = listen::listeners(at, folder, faults)
+    {
+        (config.listen, places.listen) = read;
     }
     if entries.set("admin", &mut config.admin, |at| address(at, 9090, faults)) {
         places.admin = place("admin");

@@ -15,6 +15,7 @@ use super::reading::{Reading, read_file};
 use super::{Config, LoadError, table};
 use crate::limit::quota::Rate;
 use crate::operation::Group;
+use crate::tls::{self, Which};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -97,6 +98,20 @@ fn warnings(reading: &Reading<'_>) -> Vec<Fault> {
             let fault = Fault::new(place.clone(), format!("upstream.trust_ca[{nth}]"), what);
             found.push(fault.label("podgate would not start here").warning());
         }
+    }
+    for (listener, place) in config.listen.iter().zip(&places.listen) {
+        let Some(Err(unusable)) = listener.tls.as_ref().map(tls::load) else {
+            continue;
+        };
+        let base = place.path.trim_end_matches(".at");
+        let (at, path) = match unusable.which {
+            Which::Cert => (Some(&place.cert), "cert".to_owned()),
+            Which::Key => (Some(&place.key), "key".to_owned()),
+            Which::ClientCa(nth) => (place.client_ca.get(nth), format!("client_ca[{nth}]")),
+        };
+        let at = at.cloned().unwrap_or(Place::Nowhere);
+        let fault = Fault::new(at, format!("{base}.tls.{path}"), unusable.to_string());
+        found.push(fault.label("podgate would not start here").warning());
     }
     let scarce = scarce(config);
     if !scarce.is_empty() {

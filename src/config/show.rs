@@ -7,19 +7,21 @@ use serde_json::{Map, Value, json};
 
 use super::Config;
 use super::groups::{COUNTS, MODES};
+use super::listen::Listener;
 use super::policy::{GroupPolicy, GroupTable, GroupVerdict};
 use super::process::{LogFormat, LogLevel};
 use super::secret::SecretSource;
 use super::units::{show_duration, show_size};
 use crate::limit::quota::Burst;
 use crate::operation::Group;
+use crate::tls::ClientAuth;
 
 impl Config {
     /// All settings, defaults too, under the file's own keys.
     pub fn to_json(&self) -> Value {
         let upstream = &self.upstream;
         let mut shown = json!({
-            "listen": self.listen.to_string(),
+            "listen": listen(&self.listen),
             "admin": self.admin.to_string(),
             "replicas": self.replicas,
             "admin_hosts": self.admin_hosts,
@@ -78,6 +80,34 @@ impl Config {
         }
         shown
     }
+}
+
+/// As short as it can be written.
+fn listen(listeners: &[Listener]) -> Value {
+    match listeners {
+        [only] => listener(only),
+        all => all.iter().map(listener).collect(),
+    }
+}
+
+fn listener(listener: &Listener) -> Value {
+    let at = json!(listener.at.to_string());
+    if (listener.mode, &listener.tls) == (None, &None) {
+        return at;
+    }
+    let mut shown = json!({ "at": at });
+    if let Some(mode) = listener.mode {
+        shown["mode"] = json!(format!("{mode:04o}"));
+    }
+    if let Some(tls) = &listener.tls {
+        shown["tls"] = json!({
+            "cert": tls.cert,
+            "key": tls.key,
+            "client_ca": tls.client_ca,
+            "client_auth": word(&ClientAuth::WORDS, tls.client_auth),
+        });
+    }
+    shown
 }
 
 /// The word of a closed set.
@@ -153,7 +183,11 @@ mod tests {
                 status: { hold_share: 7, held_response_timeout: 31s, max_body: 10MB }\n\
             endpoints:\n  z: { groups: { run: { rate: { requests: 9, per: 1s, burst: 3 } } } }\n  \
                 a: { groups: { other: reject } }\n  'a*': {}\n";
-        for text in ["", text] {
+        let listeners = "\
+            listen:\n  - unix:/a.sock\n  - { at: 'unix:/b.sock', mode: \"0660\" }\n  \
+                - { at: '0.0.0.0:1', tls: { cert: /c, key: /k } }\n  \
+                - { at: '0.0.0.0:2', tls: { cert: /c, key: /k, client_ca: [/r], client_auth: required } }\n";
+        for text in ["", text, listeners] {
             let config = Config::parse("first.yaml", text).expect("valid");
             let shown = config.to_json().to_string();
             let again = Config::parse("again.yaml", &shown).unwrap_or_else(|f| panic!("{f}"));

@@ -100,10 +100,12 @@ fn through_podgate(runtime: &Runtime, length: Option<Duration>) -> Result<Figure
         .with(&overrides)
         .map_err(|faults| DemoError::Config(faults.to_string()))?;
     let running = serve::start(config)?;
+    let nowhere = || io::Error::other("podgate listens nowhere");
+    let address = running.address().ok_or_else(nowhere)?;
     println!(
         "  gateway    http://{}\n  lanes      http://{}/lanes\n  metrics    http://{}/metrics\n  \
          emulator   http://{}/__emulator/stats\n",
-        running.listen, running.admin, running.admin, emulated.address
+        address, running.admin, running.admin, emulated.address
     );
     let shared = running.shared.clone();
     let waiting = move || {
@@ -113,7 +115,7 @@ fn through_podgate(runtime: &Runtime, length: Option<Duration>) -> Result<Figure
             .map(|listed| listed.lane.view().snapshot.waiting)
             .sum()
     };
-    let figures = watch(runtime, &emulated, running.listen, Some(&waiting), length)?;
+    let figures = watch(runtime, &emulated, address, Some(&waiting), length)?;
     running.drain();
     Ok(figures)
 }
@@ -138,7 +140,7 @@ impl Emulated {
         });
         let listener = {
             let _inside = runtime.enter();
-            crate::listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?
+            crate::listener::sockets::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?
         };
         let address = listener.local_addr()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();

@@ -32,7 +32,7 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 pub struct Record {
     shared: Arc<Shared>,
     started: Instant,
-    client: IpAddr,
+    client: Option<IpAddr>,
     method: Method,
     target: Uri,
     request_id: HeaderValue,
@@ -50,7 +50,7 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn begin(shared: &Arc<Shared>, head: &request::Parts, client: IpAddr) -> Self {
+    pub fn begin(shared: &Arc<Shared>, head: &request::Parts, client: Option<IpAddr>) -> Self {
         Self {
             shared: shared.clone(),
             started: now(),
