@@ -4,13 +4,15 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 
+use rustls::pki_types::ServerName;
+
 use super::Config;
 use super::faults::{Fault, Place};
 use super::groups;
 use super::keys::Kind;
 use super::listen::{self, ListenPlace};
 use super::process::{
-    Answers, Buffers, Limits, Log, LogFormat, LogLevel, Target, Timeouts, Upstream,
+    Answers, Buffers, Limits, Log, LogFormat, LogLevel, Roots, Target, Timeouts, Upstream,
 };
 use super::raw::Value;
 use super::read::At;
@@ -20,6 +22,9 @@ use super::secret::SecretSource;
 pub(super) const ADDRESS: &str = "an address and a port, such as `127.0.0.1:8080`";
 /// What the upstream's address looks like.
 pub(super) const URL: &str = "a URL such as `https://api.runpod.ai`";
+
+/// What a server's name looks like.
+const NAME: &str = "a server's name, such as `api.runpod.ai`";
 
 /// Where the settings stand that are checked against each other.
 #[derive(Clone, Debug)]
@@ -32,6 +37,7 @@ pub(super) struct Places {
     pub api_key: Place,
     pub per_request: Place,
     pub body_idle: Place,
+    pub sni: Place,
     pub trust_ca: Vec<Place>,
 }
 
@@ -46,6 +52,7 @@ impl Places {
             api_key: Place::Nowhere,
             per_request: Place::Nowhere,
             body_idle: Place::Nowhere,
+            sni: Place::Nowhere,
             trust_ca: Vec::new(),
         }
     }
@@ -167,6 +174,14 @@ fn host_name(text: &str) -> Result<String, &'static str> {
     }
 }
 
+fn server_name(text: &str) -> Result<String, &'static str> {
+    let name = text.to_ascii_lowercase();
+    match ServerName::try_from(name.as_str()) {
+        Ok(_) => Ok(name),
+        Err(_) => Err("no certificate can be for this"),
+    }
+}
+
 fn upstream(
     upstream: &mut Upstream,
     at: &At<'_>,
@@ -197,6 +212,16 @@ fn upstream(
     ] {
         entries.set(key, target, |at| at.duration(faults));
     }
+    if let Some(at) = entries.get("sni") {
+        places.sni = at.place();
+    }
+    entries.set("sni", &mut upstream.sni, |at| {
+        at.parsed(&Kind::ServerName, NAME, server_name, faults)
+            .map(Some)
+    });
+    entries.set("roots", &mut upstream.roots, |at| {
+        at.word(&Roots::WORDS, faults)
+    });
     if let Some(at) = entries.get("trust_ca") {
         for item in at.items(faults) {
             if let Some(path) = item.path(folder, faults) {

@@ -11,6 +11,7 @@ use std::path::Path;
 use super::faults::{Fault, Place};
 use super::overrides::Overrides;
 use super::policy::GroupVerdict;
+use super::process::Scheme;
 use super::reading::{Reading, read_file};
 use super::{Config, LoadError, table};
 use crate::limit::quota::Rate;
@@ -98,6 +99,12 @@ fn warnings(reading: &Reading<'_>) -> Vec<Fault> {
             let fault = Fault::new(place.clone(), format!("upstream.trust_ca[{nth}]"), what);
             found.push(fault.label("podgate would not start here").warning());
         }
+    }
+    let upstream = &config.upstream;
+    if upstream.sni.is_some() && upstream.target.scheme == Scheme::Http {
+        let what = "there is no certificate to prove a name: the upstream is not `https`";
+        let fault = Fault::new(places.sni.clone(), "upstream.sni", what);
+        found.push(fault.label("of no use").warning());
     }
     for (listener, place) in config.listen.iter().zip(&places.listen) {
         let Some(Err(unusable)) = listener.tls.as_ref().map(tls::load) else {

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::groups::{COUNTS, MODES, SOURCES};
-use super::process::{LogFormat, LogLevel};
+use super::process::{LogFormat, LogLevel, Roots};
 use crate::limit::quota::Rate;
 use crate::operation::Group;
 use crate::tls::ClientAuth;
@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Variable,
     /// A host's name, without a port.
     Host,
+    /// What a certificate can be for.
+    ServerName,
     Flag,
     Whole(RangeInclusive<u64>),
     /// A whole number, or a word that stands for something else.
@@ -185,6 +187,7 @@ const fn words<T, const N: usize>(set: &[(&'static str, T); N]) -> [&'static str
 
 static FORMAT_WORDS: [&str; 2] = words(&LogFormat::WORDS);
 static LEVEL_WORDS: [&str; 5] = words(&LogLevel::WORDS);
+static ROOTS_WORDS: [&str; 2] = words(&Roots::WORDS);
 static CLIENT_AUTH_WORDS: [&str; 3] = words(&ClientAuth::WORDS);
 static MODE_WORDS: [&str; 3] = words(&MODES);
 static COUNTS_WORDS: [&str; 2] = words(&COUNTS);
@@ -353,9 +356,19 @@ pub(super) static UPSTREAM: Level = Level {
             "Older connections get no further request, so that DNS changes are noticed",
         ),
         Key::new(
+            "sni",
+            Kind::ServerName,
+            "The name to ask for and to be proved by its certificate; without it the host of `url`",
+        ),
+        Key::new(
+            "roots",
+            Kind::Word(&ROOTS_WORDS),
+            "Whose certificates are trusted: Mozilla's, built in, or the machine's own (`SSL_CERT_FILE`, or where its distribution keeps them)",
+        ),
+        Key::new(
             "trust_ca",
             Kind::List(&Kind::Path),
-            "PEM files with roots trusted besides the built-in ones",
+            "PEM files with roots trusted besides these",
         ),
     ],
 };

@@ -125,6 +125,7 @@ fn value(kind: &Kind) -> Value {
         Kind::Path => json!({ "type": "string", "minLength": 1 }),
         Kind::Variable => pattern("^(?!rpa_)[A-Za-z_][A-Za-z0-9_]*$"),
         Kind::Host => pattern(r"^(\*|[A-Za-z0-9._-]{1,253})$"),
+        Kind::ServerName => pattern(r"^[A-Za-z0-9._:-]{1,253}$"),
         Kind::Flag => json!({ "type": "boolean" }),
         Kind::Whole(bounds) => {
             json!({ "type": "integer", "minimum": bounds.start(), "maximum": bounds.end() })

@@ -9,7 +9,7 @@ use super::Config;
 use super::groups::{COUNTS, MODES};
 use super::listen::Listener;
 use super::policy::{GroupPolicy, GroupTable, GroupVerdict};
-use super::process::{LogFormat, LogLevel};
+use super::process::{LogFormat, LogLevel, Roots};
 use super::secret::SecretSource;
 use super::units::{show_duration, show_size};
 use crate::limit::quota::Burst;
@@ -32,6 +32,7 @@ impl Config {
                 "idle_timeout": show_duration(upstream.idle_timeout),
                 "margin": show_duration(upstream.margin),
                 "max_connection_age": show_duration(upstream.max_connection_age),
+                "roots": word(&Roots::WORDS, upstream.roots),
                 "trust_ca": upstream.trust_ca,
             },
             "timeouts": {
@@ -71,6 +72,9 @@ impl Config {
         }
         if let Some(folder) = &self.state_dir {
             shown["state_dir"] = json!(folder);
+        }
+        if let Some(name) = &upstream.sni {
+            shown["upstream"]["sni"] = json!(name);
         }
         if let Some(source) = &upstream.api_key {
             shown["upstream"]["api_key"] = match source {
@@ -177,7 +181,7 @@ mod tests {
         let text = "\
             listen: '[::1]:7000'\n\
             workers: 3\nreplicas: 7\n\
-            upstream: { url: 'http://[::1]:9/x', api_key: { env: K }, margin: 1ms }\n\
+            upstream: { url: 'http://[::1]:9/x', api_key: { env: K }, margin: 1ms, sni: a.b, roots: system }\n\
             log: { format: json, level: trace, access: false }\n\
             groups:\n  run: { rate: none, concurrency: none, mode: shadow, counts: completion }\n  \
                 status: { hold_share: 7, held_response_timeout: 31s, max_body: 10MB }\n\

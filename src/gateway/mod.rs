@@ -56,6 +56,7 @@ use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
 use crate::gateway::record::{Record, Recorded};
 use crate::gateway::request_id::{RequestIds, X_REQUEST_ID};
+use crate::gateway::tls::Complaints;
 use crate::gateway::upstream::Upstream;
 use crate::limit::ledger::Call;
 use crate::limit::quota::Mode;
@@ -71,6 +72,7 @@ pub struct Shared {
     request_ids: RequestIds,
     accepted: Accepted,
     budget: Budget,
+    complaints: Complaints,
     host: HeaderValue,
     hop: Hop,
     authorization: Option<HeaderValue>,
@@ -127,6 +129,7 @@ impl Shared {
             request_ids: RequestIds::default(),
             accepted: Accepted::default(),
             budget: Budget::new(metrics.buffered().clone()),
+            complaints: Complaints::default(),
             host,
             hop: Hop::fresh(),
             authorization: key.map(field).transpose()?,
@@ -173,7 +176,7 @@ impl Gateway {
     /// # Errors
     /// [`SetupError`]: the upstream could never be reached as configured.
     pub fn new(shared: Arc<Shared>) -> Result<Self, SetupError> {
-        let upstream = Upstream::new(&shared.config.upstream)?;
+        let upstream = Upstream::new(&shared.config.upstream, shared.complaints.clone())?;
         Ok(Self { shared, upstream })
     }
 

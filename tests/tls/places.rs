@@ -6,16 +6,20 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use podgate::config::Config;
+use podgate::emulator::limits::Group;
+use podgate::listener::listening::Listening;
 use podgate::serve;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::agreed::{listen, listener};
 use super::authority::Folder;
 use super::client::{Client, exchange};
-use super::support::{Machine, Scene, eventually, job, request, unique};
+use super::support::{Machine, Scene, eventually, job, long_job, post, request, unique, within};
 
 #[tokio::test]
 async fn clients_come_in_by_a_file() {
@@ -55,10 +59,6 @@ async fn clients_come_in_by_a_file() {
 
 #[tokio::test]
 async fn who_leaves_by_a_unix_socket_takes_nothing_along() {
-    use podgate::emulator::limits::Group;
-    use tokio::io::AsyncWriteExt;
-
-    use super::support::{long_job, post};
     let folder = Folder::new();
     let at = folder.file("a.sock");
     let stand = Scene::default()
@@ -80,6 +80,55 @@ async fn who_leaves_by_a_unix_socket_takes_nothing_along() {
     drop(holder);
     stand.gateway.comes_to_rest().await;
     assert_eq!(stand.upstream.submissions(), (1, 0));
+}
+
+#[tokio::test]
+async fn places_come_and_go_while_clients_are_served() {
+    let folder = Folder::new();
+    let (_, root) = listener(&folder);
+    let stand = Scene::default().start();
+    let running = &stand.gateway.running;
+    let metrics = &running.shared.metrics;
+    let text = format!(
+        "listen: [{}, 'unix:a.sock']",
+        listen(&folder, "127.0.0.1:0", "")
+    );
+    let name = folder.file("podgate.yaml");
+    let config = Config::parse(name.to_str().unwrap(), &text).unwrap();
+    let opened = config.listen.iter().map(|listener| {
+        let opened = Listening::open(listener, None, false, metrics);
+        Arc::new(opened.unwrap())
+    });
+    let opened: Vec<_> = opened.collect();
+    let address = opened[0].at().tcp().unwrap();
+    running.listeners.send_modify(|all| all.extend(opened));
+    stand.still_serves().await;
+
+    let client = Client::new(&root, None, &["http/1.1"]);
+    let mut under_way = client.connect(address).await.unwrap();
+    let runsync = post("/v2/ep/runsync", &long_job(&unique(), 0.5));
+    under_way.write_all(runsync.as_bytes()).await.unwrap();
+    eventually("it is under way", || stand.upstream.submissions().0 == 2).await;
+    let file = folder.file("a.sock");
+    let stream = UnixStream::connect(&file).await.unwrap();
+    let run = request("POST", "/v2/ep/run", job(&unique()));
+    assert_eq!(exchange(stream, run, false).await.unwrap().status, 200);
+
+    running.listeners.send_modify(|all| all.truncate(1));
+    let mut said = String::new();
+    let ended = within("it ends", under_way.read_to_string(&mut said)).await;
+    ended.unwrap();
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    assert!(said.contains("\r\nconnection: close\r\n"), "{said}");
+    eventually("nobody listens", || !file.exists()).await;
+    let gone = async { while TcpStream::connect(address).await.is_ok() {} };
+    within("nobody listens", gone).await;
+    eventually("its certificate is forgotten", || {
+        let page = String::from_utf8(metrics.page().unwrap()).unwrap();
+        !page.contains("podgate_certificate_expiry_timestamp_seconds{")
+    })
+    .await;
+    stand.is_as_before().await;
 }
 
 #[test]
