@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use serde_yaml::Value as Yaml;
 
 /// Refused by `check` alone, for what no schema of one value says: `(case, why)`.
-const CHECK_ALONE: [(&str, &str); 21] = [
+const CHECK_ALONE: [(&str, &str); 22] = [
     ("api-key-remote", "two settings"),
     ("api-key-remote-in-a-list", "two settings"),
     ("buffers-one-above-all", "two settings"),
@@ -20,6 +20,7 @@ const CHECK_ALONE: [(&str, &str); 21] = [
     ("burst-above-requests", "two settings"),
     ("duration-out-of-bounds", "a value with a unit"),
     ("listen-client-auth-without-ca", "two settings"),
+    ("listen-client-ca-without-auth", "two settings"),
     ("listen-is-admin", "two settings"),
     ("listen-key-literal", "what a text is"),
     ("listen-mode-of-an-address", "two settings"),

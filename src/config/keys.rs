@@ -307,7 +307,7 @@ pub(super) static LISTENER_TLS: Level = Level {
         Key::new(
             "client_auth",
             Kind::Word(&CLIENT_AUTH_WORDS),
-            "Whether clients have to show a certificate; without the key `none`",
+            "Whether clients have to show a certificate; without `client_ca` it may be left away, and is `none`",
         ),
     ],
 };

@@ -245,6 +245,15 @@ fn tls(
             at.fault("clients' certificates are signed by somebody: `client_ca` says by whom");
         faults.push(fault.label("asked for here"));
     }
+    // Whoever names them means clients to be asked, and would not notice that they are not.
+    if let Some(at) = entries.get("client_ca")
+        && entries.get("client_auth").is_none()
+        && faults.len() == before
+    {
+        let fault = at.key_fault("`client_auth` says whether clients are asked for certificates");
+        let fault = fault.label("nobody would be asked");
+        faults.push(fault.help("say `client_auth: required`, or `optional`, or `none`"));
+    }
     Some(Files {
         cert: cert?,
         key: key?,

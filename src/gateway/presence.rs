@@ -73,11 +73,6 @@ impl Caller {
         }
     }
 
-    /// Whether what ends without a word is taken for cut.
-    pub fn expects_an_end(&self) -> bool {
-        self.shared.stream.lock().is_tls()
-    }
-
     /// What hyper does not tell of the heads that come from it.
     pub fn framing(&self) -> &Framing {
         &self.shared.framing

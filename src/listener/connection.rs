@@ -85,13 +85,19 @@ impl Connection {
         let Ok(Ok((version, stream))) = opened else {
             return;
         };
+        let says_its_end = stream.is_tls();
         let (caller, socket) = Caller::new(peer, stream);
+        let connected_to = says_its_end.then(|| caller.clone());
         let served = match version {
             Version::Http1 => self.http1(caller, socket, connected).await,
             Version::Http2 => self.http2(caller, socket).await,
         };
         if let Err(error) = served {
             tracing::debug!(%error, "a client's connection ended badly");
+        }
+        if let Some(caller) = connected_to {
+            // hyper says it only where all went well. Closed without a word is taken for cut.
+            let _ = timeout(LAST_CALL, poll_fn(|cx| caller.poll_end(cx))).await;
         }
     }
 
@@ -151,9 +157,6 @@ impl Connection {
         }
         if unreadable || caller.is_left_unread() {
             linger::connection(&caller).await;
-        } else if ended.is_err() && caller.expects_an_end() {
-            // hyper has not said it.
-            let _ = timeout(LAST_CALL, poll_fn(|cx| caller.poll_end(cx))).await;
         }
         ended
     }

@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 use super::authority::{Authority, Folder};
 use super::client::{Client, NAME, exchange};
 use super::scripted::Scripted;
-use super::support::{Scene, head_of_answer, job, post, request, unique, within};
+use super::support::{Scene, eventually, head_of_answer, job, post, request, unique, within};
 
 /// `listen` with a certificate in `folder`, and whoever has signed it.
 pub fn listener(folder: &Folder) -> (String, Authority) {
@@ -132,6 +132,64 @@ async fn the_end_is_said() {
         .await
         .unwrap();
     within("drained", drains).await.unwrap();
+}
+
+/// In frames too.
+#[tokio::test]
+async fn the_end_of_http2_is_said() {
+    let folder = Folder::new();
+    let (listen, root) = listener(&folder);
+    let scene = Scene::default().listen(listen);
+    let stand = scene
+        .settings("timeouts: { keep_alive: 300ms, header: 300ms }")
+        .start();
+    let client = Client::new(&root, None, &["h2"]);
+    let settings = b"\0\0\0\x04\0\0\0\0\0";
+    for (what, sent) in [
+        (
+            "idle",
+            [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], settings].concat(),
+        ),
+        (
+            "not HTTP/2",
+            b"GET / HTTP/1.1\r\nhost: podgate.test\r\n\r\n".to_vec(),
+        ),
+    ] {
+        let mut stream = client.connect(stand.gateway.address()).await.unwrap();
+        stream.write_all(&sent).await.unwrap();
+        let mut said = Vec::new();
+        let ended = within(what, stream.read_to_end(&mut said)).await;
+        ended.unwrap_or_else(|error| panic!("{what}: {error}"));
+        // A frame of settings, and one that says goodbye.
+        assert_eq!(said.get(3), Some(&4), "{what}: {said:?}");
+    }
+    stand.gateway.comes_to_rest().await;
+}
+
+/// TLS takes some of an answer into its own memory before it is seen that nobody reads.
+#[tokio::test]
+async fn who_takes_nothing_of_an_answer_is_cut() {
+    let folder = Folder::new();
+    let (listen, root) = listener(&folder);
+    let large = 8 << 20;
+    let upstream = Scripted::start(move |mut connection| async move {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {large}\r\n\r\n");
+        let answer = [head.as_bytes(), &vec![b'x'; large]].concat();
+        while connection.answer(&answer).await {}
+    })
+    .await;
+    let scene = Scene::default().listen(listen);
+    let scene = scene.settings("timeouts: { write: 300ms }\nbuffers: { per_request: 64KiB }");
+    let (gateway, _machine) = scene.before(upstream.address);
+    let client = Client::new(&root, None, &["http/1.1"]);
+    let mut slow = client.over(gateway.connect_slowly().await).await.unwrap();
+    let ask = "GET /v2/ep/health HTTP/1.1\r\nhost: a\r\n\r\n";
+    slow.write_all(ask.as_bytes()).await.unwrap();
+    eventually("it is served", || gateway.connections() == 1).await;
+    gateway.comes_to_rest().await;
+    // Who reads has it whole.
+    let whole = client.call(gateway.address(), request("GET", "/v2/ep/health", ""));
+    assert_eq!(whole.await.unwrap().body.len(), large);
 }
 
 #[tokio::test]

@@ -148,6 +148,31 @@ fn a_place_that_is_taken_is_not_taken_again() {
     serve::start(config()).unwrap().drain();
 }
 
+#[test]
+fn nobody_is_greeted_with_what_is_no_good() {
+    let _machine = Machine::take();
+    let folder = Folder::new();
+    let text = format!(
+        "listen: {}\nadmin: 127.0.0.1:0\nworkers: 1\n",
+        listen(&folder, "127.0.0.1:0", "")
+    );
+    let start = || serve::start(Config::parse("a.yaml", &text).unwrap());
+    let missing = start().err().unwrap().to_string();
+    assert!(
+        missing.contains("tls.crt` cannot be used: No such file"),
+        "{missing}"
+    );
+    let (_, root) = listener(&folder);
+    folder.put("tls.key", &root.signs("another.test", 2090).key_pem());
+    let another = start().err().unwrap().to_string();
+    assert!(
+        another.contains("tls.key` cannot be used: it is not the key of"),
+        "{another}"
+    );
+    listener(&folder);
+    start().unwrap().drain();
+}
+
 /// A podgate that was given sockets as its descriptors 3 and 4. Ends with the test.
 struct Given(Child);
 
