@@ -55,7 +55,7 @@ struct ServeArgs {
     /// The configuration; without one, Runpod's documented limits.
     #[arg(long, env = "PODGATE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where clients come in.
+    /// Where clients come in: an address and a port, or `unix:` and a path.
     #[arg(long, env = "PODGATE_LISTEN", value_name = "ADDR")]
     listen: Option<String>,
     /// Where metrics and health are.

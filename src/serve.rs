@@ -297,9 +297,9 @@ impl Running {
     /// Whoever still waits for its turn shortly before is told, not cut.
     pub fn drain(self) {
         self.leave();
-        self.closing.send_replace(true);
-        // The last of the sockets themselves, or the kernel would go on letting clients in.
+        // Before the workers let go of theirs: whom the kernel lets in after that, nobody would see.
         self.listeners.send_replace(Vec::new());
+        self.closing.send_replace(true);
         let waits = self.drain - (self.drain / 10).min(LAST_WORD);
         if self.drained.recv_timeout(waits) == Err(RecvTimeoutError::Timeout) {
             self.shared.end_waiting();

@@ -4,11 +4,12 @@
 //! Files are looked at, not watched: a mounted secret changes by a symbolic link two folders above
 //! them, and a look each second costs nothing anybody could measure.
 
+use std::fmt::Display;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
 use rustls::ServerConfig;
@@ -58,6 +59,7 @@ impl Certificates {
             current: RwLock::new(loaded),
             metrics,
         });
+        kept.warn_if_over();
         kept.show();
         let weak = Arc::downgrade(&kept);
         std::thread::Builder::new()
@@ -76,12 +78,23 @@ impl Certificates {
         self.metrics.certificate_expires(&self.at, Some(expires));
     }
 
+    /// Clients refuse it, and whoever operates podgate hears of that last.
+    fn warn_if_over(&self) {
+        let (at, expires) = (&self.at, self.current.read().expires);
+        if expires < now() {
+            let since = date(expires);
+            tracing::warn!("the certificates for {at} are over since {since}");
+        }
+    }
+
     fn read_again(&self) {
         let at = &self.at;
         match tls::load(&self.files) {
             Ok(loaded) => {
+                let until = date(loaded.expires);
                 *self.current.write() = loaded;
-                tracing::info!("new certificates for {at} were read");
+                tracing::info!("new certificates for {at} were read, good until {until}");
+                self.warn_if_over();
             }
             // Half of a pair, maybe: the other half changes a file too.
             Err(why) => tracing::warn!("the last certificates for {at} stay in use: {why}"),
@@ -93,6 +106,21 @@ impl Drop for Certificates {
     fn drop(&mut self) {
         self.metrics.certificate_expires(&self.at, None);
     }
+}
+
+fn date(seconds: i64) -> impl Display {
+    let since = Duration::from_secs(seconds.try_into().unwrap_or_default());
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + since)
+}
+
+/// Seconds since 1970.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "certificates are over by the wall clock; people are told"
+)]
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs().try_into().unwrap_or(i64::MAX))
 }
 
 fn look(kept: &Weak<Certificates>, mut last: Vec<Stamp>) {

@@ -111,6 +111,10 @@ impl Identity {
         folder.put("tls.key", &self.key.serialize_pem());
     }
 
+    pub fn pem(&self) -> String {
+        self.certificate.pem()
+    }
+
     pub fn key_pem(&self) -> String {
         self.key.serialize_pem()
     }

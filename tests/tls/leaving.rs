@@ -9,8 +9,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::agreed::listener;
 use super::authority::Folder;
-use super::client::Client;
-use super::support::{Scene, Tight, eventually, long_job, post, unique, within};
+use super::client::{Client, exchange};
+use super::support::{Scene, Tight, eventually, long_job, post, request, unique, within};
 
 /// How a client goes.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +82,32 @@ async fn who_leaves_while_waiting_is_not_submitted() {
     }
     // The permit of who is served comes back too.
     leave(holder, Goes::Well).await;
+    stand.gateway.comes_to_rest().await;
+    assert_eq!(stand.upstream.submissions(), (1, 0));
+}
+
+#[tokio::test]
+async fn who_leaves_over_http2_takes_its_streams_along() {
+    let folder = Folder::new();
+    let (listen, root) = listener(&folder);
+    let stand = Scene::default()
+        .listen(listen)
+        .set(Group::RunSync, "concurrency: 1, max_wait: 60s")
+        .start();
+    let client = Client::new(&root, None, &["h2"]);
+    let connect = async || client.connect(stand.gateway.address()).await.unwrap();
+    let runsync = |stream| {
+        let body = long_job(&unique(), 600.0);
+        let ask = request("POST", "/v2/ep/runsync", body);
+        tokio::spawn(async move { drop(exchange(stream, ask, true).await) })
+    };
+    let holder = runsync(connect().await);
+    eventually("it is held", || stand.upstream.submissions().0 == 1).await;
+    let waiter = runsync(connect().await);
+    eventually("it waits", || stand.gateway.waiting(Group::RunSync) == 1).await;
+    waiter.abort();
+    eventually("it is gone", || stand.gateway.waiting(Group::RunSync) == 0).await;
+    holder.abort();
     stand.gateway.comes_to_rest().await;
     assert_eq!(stand.upstream.submissions(), (1, 0));
 }

@@ -7,6 +7,9 @@ mod support;
 #[allow(dead_code, reason = "made for more tests than these")]
 #[path = "../sockets/scripted.rs"]
 mod scripted;
+#[allow(dead_code, reason = "made for more tests than these")]
+#[path = "../sockets/process.rs"]
+mod process;
 mod authority;
 mod client;
 

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use super::agreed::listen;
 use super::authority::{Authority, Folder, Identity};
 use super::client::{Client, NAME, exchange, shown};
-use super::support::{Gateway, Scene, job, request, unique, within};
+use super::support::{Gateway, Scene, eventually, job, request, unique, within};
 
 /// Waits until a new connection is shown this certificate.
 async fn is_shown(identity: &Identity, client: &Client, gateway: &Gateway) {
@@ -84,31 +84,59 @@ async fn under_load_no_request_notices() {
 #[tokio::test]
 async fn what_is_no_good_is_left_alone_until_it_is_mended() {
     let (folder, root) = (Folder::new(), Authority::new("root"));
-    let first = root.signs(NAME, 2090);
+    let (first, second) = (root.signs(NAME, 2090), root.signs(NAME, 2091));
     first.put(&folder);
-    let stand = Scene::default()
-        .listen(listen(&folder, "127.0.0.1:0", ""))
-        .start();
+    let listen = format!("[127.0.0.1:0, {}]", listen(&folder, "127.0.0.1:0", ""));
+    let process = Scene::default().listen(listen).process();
+    let said = process.said();
+    let ready = said.iter().find_map(|line| line.split_once("https://"));
+    let address = ready.unwrap().1.split([',', ' ']).next().unwrap();
+    let address = address.parse().unwrap();
     let client = Client::new(&root, None, &[]);
-    let other = root.signs(NAME, 2091);
-    folder.put("tls.crt", "no certificate");
-    folder.put("tls.key", &other.key_pem());
-    // It is looked at in order: this one is in use once what came before was seen.
-    let second = root.signs(NAME, 2092);
-    let (looks, mends) = (Cell::new(0), Cell::new(false));
-    let watches = async {
-        while !mends.get() || looks.get() < 50 {
-            let stream = client.connect(stand.gateway.address()).await.unwrap();
-            let now = shown(&stream);
-            assert!(now == first.der() || mends.get(), "after {}", looks.get());
-            looks.set(looks.get() + 1);
-            if looks.get() == 200 {
-                second.put(&folder);
-                mends.set(true);
-            }
+    let shows = async || shown(&client.connect(address).await.unwrap());
+    let secret = second.key_pem().lines().nth(1).unwrap().to_owned();
+    for (what, name, bad, why) in [
+        (
+            "garbled",
+            "tls.crt",
+            "what?",
+            "tls.crt` cannot be used: there is no certificate",
+        ),
+        (
+            "half a pair",
+            "tls.crt",
+            &second.pem(),
+            "tls.key` cannot be used: it is not the key of",
+        ),
+        (
+            "half a key",
+            "tls.key",
+            &second.key_pem()[..60],
+            "tls.key` cannot be used: it ends before",
+        ),
+        (
+            "gone",
+            "tls.key",
+            "",
+            "tls.key` cannot be used: No such file",
+        ),
+    ] {
+        match bad {
+            "" => std::fs::remove_file(folder.file(name)).unwrap(),
+            bad => drop(folder.put(name, bad)),
+        }
+        eventually(what, || process.has_said(why) == 1).await;
+        assert!(shows().await == first.der(), "{what}");
+    }
+    assert_eq!(process.has_said("stay in use"), 4, "{:?}", process.said());
+    second.put(&folder);
+    let comes = async {
+        while shows().await != second.der() {
+            tokio::task::yield_now().await;
         }
     };
-    within("looked at", watches).await;
-    is_shown(&second, &client, &stand.gateway).await;
-    drop(stand);
+    within("it is mended", comes).await;
+    let until = "good until 2091-12-31";
+    eventually("it is said", || process.has_said(until) == 1).await;
+    assert_eq!(process.has_said(&secret), 0);
 }
