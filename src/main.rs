@@ -9,11 +9,12 @@ use podgate::admin::health;
 use podgate::config::Config;
 use podgate::config::check::{self, Verdict};
 use podgate::config::overrides::{Given, Overrides};
-use podgate::config::process::{Log, LogFormat, LogLevel};
 use podgate::config::schema;
 use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::levels::Levels;
 use podgate::notify::{self, State};
-use podgate::serve::StartError;
+use podgate::reload::{Reloads, Source};
+use podgate::serve::{Beside, StartError};
 use podgate::{demo, listener, serve};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -130,32 +131,30 @@ fn run_health(args: HealthArgs) -> ExitCode {
 }
 
 impl ServeArgs {
-    fn config(self) -> Result<Config, String> {
+    fn source(self) -> Source {
         let given = |name: &str, text: Option<String>| text.map(|text| Given::new(name, text));
-        let overrides = Overrides {
-            listen: given("--listen", self.listen),
-            admin: given("--admin", self.admin),
-            upstream: given("--upstream", self.upstream),
-            workers: given("--workers", self.workers),
-        };
-        match &self.config {
-            Some(file) => Config::load_with(file, &overrides).map_err(|error| error.to_string()),
-            None => Config::preset()
-                .with(&overrides)
-                .map_err(|faults| faults.to_string()),
+        Source {
+            file: self.config,
+            overrides: Overrides {
+                listen: given("--listen", self.listen),
+                admin: given("--admin", self.admin),
+                upstream: given("--upstream", self.upstream),
+                workers: given("--workers", self.workers),
+            },
         }
     }
 }
 
 fn run_serve(args: ServeArgs) -> ExitCode {
-    let config = match args.config() {
+    let source = args.source();
+    let config = match source.load() {
         Ok(config) => config,
         Err(faults) => {
             eprintln!("{faults}");
             return ExitCode::from(BAD_USAGE);
         }
     };
-    log_to_stderr(&config.log);
+    let levels = Levels::start(&config.log);
     // Before clients can come: the first of them may be followed by a signal, and many of them leave
     // no file to listen for one with.
     let signals = match Signals::listen() {
@@ -165,8 +164,13 @@ fn run_serve(args: ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let access_log = config.log.access.then(std::io::stdout);
-    let running = match serve::start_logging(config, access_log) {
+    let stdout = || Box::new(std::io::stdout()) as Box<dyn Write + Send>;
+    let beside = Beside {
+        access_log: config.log.access.then(stdout),
+        source,
+        levels,
+    };
+    let running = match serve::start_with(config, beside) {
         Ok(running) => running,
         Err(error) => {
             eprintln!("podgate: {error}");
@@ -175,85 +179,81 @@ fn run_serve(args: ServeArgs) -> ExitCode {
                 | StartError::Metrics(_)
                 | StartError::State(_)
                 | StartError::Thread(_) => ExitCode::FAILURE,
-                StartError::Key(_) | StartError::Field(_) | StartError::Setup(_) => {
-                    ExitCode::from(BAD_USAGE)
-                }
+                StartError::Live(_) => ExitCode::from(BAD_USAGE),
             };
         }
     };
     eprintln!(
         "podgate ready on http://{}, admin on http://{}, upstream {}",
-        running.listen, running.admin, running.shared.config.upstream.target
+        running.listen,
+        running.admin,
+        running.shared.live().config.upstream.target
     );
     notify::tell(State::Ready);
-    signals.wait();
+    signals.wait(&running.reloads());
     notify::tell(State::Stopping);
     tracing::info!("draining; a second signal stops at once");
     running.leave();
-    std::thread::sleep(running.shared.config.timeouts.shutdown_delay);
+    std::thread::sleep(running.shared.live().config.timeouts.shutdown_delay);
     running.drain();
     ExitCode::SUCCESS
 }
 
-fn log_to_stderr(log: &Log) {
-    let level = match log.level {
-        LogLevel::Error => tracing::Level::ERROR,
-        LogLevel::Warn => tracing::Level::WARN,
-        LogLevel::Info => tracing::Level::INFO,
-        LogLevel::Debug => tracing::Level::DEBUG,
-        LogLevel::Trace => tracing::Level::TRACE,
-    };
-    let to_stderr = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_max_level(level)
-        .with_target(false);
-    match log.format {
-        LogFormat::Text => to_stderr.init(),
-        LogFormat::Json => to_stderr.json().init(),
-    }
-}
-
-/// The signals that end the process.
+/// The signals that are listened for.
 struct Signals {
     runtime: Runtime,
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     /// From here on they wait for whoever waits for them.
     fn listen() -> std::io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (terminate, interrupt) = {
+        let (terminate, interrupt, hangup) = {
             let _inside = runtime.enter();
             (
                 signal(SignalKind::terminate())?,
                 signal(SignalKind::interrupt())?,
+                signal(SignalKind::hangup())?,
             )
         };
         Ok(Self {
             runtime,
             terminate,
             interrupt,
+            hangup,
         })
     }
 
-    /// Returns at the first SIGTERM or SIGINT; a second one ends the process.
-    fn wait(mut self) {
-        self.either();
+    /// Returns at the first SIGTERM or SIGINT; a second one ends the process. At SIGHUP the
+    /// configuration is read again.
+    fn wait(mut self, reloads: &Reloads) {
+        self.end(Some(reloads));
         std::thread::spawn(move || {
-            self.either();
+            self.end(None);
             std::process::exit(1);
         });
     }
 
-    fn either(&mut self) {
-        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
-        self.runtime.block_on(async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+    fn end(&mut self, reloads: Option<&Reloads>) {
+        let Self {
+            runtime,
+            terminate,
+            interrupt,
+            hangup,
+        } = self;
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
+                    _ = hangup.recv() => if let Some(reloads) = reloads {
+                        // What came of it is in the log.
+                        let _ = reloads.ask().await;
+                    },
+                }
             }
         });
     }

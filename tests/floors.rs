@@ -6,16 +6,18 @@ use std::fs;
 use std::path::Path;
 
 /// Lowest first, in tenths: what stands on one of them sees those below it, and itself.
-const FLOORS: [(&str, u32); 15] = [
+const FLOORS: [(&str, u32); 17] = [
     ("operation", 0),
     ("outcome", 0),
     ("notify", 0),
     ("limit", 10),
     ("metrics", 20),
     ("config", 30),
+    ("levels", 35),
     ("access_log", 35),
     ("admission", 40),
     ("state", 45),
+    ("reload", 45),
     ("gateway", 50),
     ("admin", 50),
     ("listener", 60),

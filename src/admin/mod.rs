@@ -1,9 +1,11 @@
-//! The operator's door: metrics, health, every lane as it stands, and the configuration. Read-only,
-//! its own listener.
+//! The operator's door: metrics, health, every lane as it stands, and the configuration; what an
+//! operator may do, in [`control`]. Its own listener.
 //!
-//! It carries no credential check of its own: what it says holds no secret, and who may reach it is
-//! a matter of the address it listens on. Web pages may not ([`host`]).
+//! Unless the configuration asks for a token it carries no credential check: what it says holds no
+//! secret, and who may reach it is a matter of the address it listens on. Web pages may not
+//! ([`host`]).
 
+pub mod control;
 pub mod health;
 mod host;
 
@@ -15,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -27,9 +29,13 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use crate::admin::control::Command;
 use crate::admission::{Admission, Listed};
+use crate::config::Config;
+use crate::levels::Levels;
 use crate::limit::quota::Mode;
 use crate::metrics::Metrics;
+use crate::reload::Reloads;
 
 /// Longer than any scraper or probe takes for a request's head.
 const HEADER: Duration = Duration::from_secs(10);
@@ -42,12 +48,12 @@ const MOST: usize = 64;
 pub struct Admin {
     pub metrics: Metrics,
     pub admission: Admission,
-    /// What `/config` says. Holds no secret.
-    pub config: Value,
-    /// Names beside addresses and private ones that it answers to, in lower case; `*`: any.
-    pub hosts: Vec<String>,
+    /// The configuration in effect.
+    pub config: Box<dyn Fn() -> Arc<Config> + Send + Sync>,
     /// `true` once callers are to go elsewhere.
     pub leaving: watch::Receiver<bool>,
+    pub reloads: Reloads,
+    pub levels: Levels,
 }
 
 impl Admin {
@@ -77,8 +83,8 @@ impl Admin {
             let admin = admin.clone();
             let served = tokio::spawn(async move {
                 let answer = service_fn(move |request: Request<Incoming>| {
-                    let response = admin.answer(&request.into_parts().0);
-                    async move { Ok::<_, Infallible>(response) }
+                    let admin = admin.clone();
+                    async move { Ok::<_, Infallible>(admin.answer(request).await) }
                 });
                 let mut http = http1::Builder::new();
                 http.timer(TokioTimer::new())
@@ -95,32 +101,46 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &request::Parts) -> Response<Full<Bytes>> {
-        let path = request.uri.path();
-        if !matches!(request.method, Method::GET | Method::HEAD) {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "read-only: GET\n");
-            response
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
-        }
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path();
+        let reads = matches!(head.method, Method::GET | Method::HEAD);
         match path {
-            // Probes come with any name, and learn nothing.
-            "/livez" | "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if *self.leaving.borrow() => {
-                text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+            // Probes come with any name, without a token, and learn nothing.
+            "/livez" | "/healthz" if reads => return text(StatusCode::OK, "ok\n"),
+            "/readyz" if reads => {
+                return match *self.leaving.borrow() {
+                    true => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+                    false => text(StatusCode::OK, "ready\n"),
+                };
             }
-            "/readyz" => text(StatusCode::OK, "ready\n"),
-            _ if !host::known(request, &self.hosts) => text(
+            _ => {}
+        }
+        let config = (self.config)();
+        if !host::known(&head, &config.admin_hosts) {
+            return text(
                 StatusCode::MISDIRECTED_REQUEST,
                 "not by this name: `admin_hosts` in the configuration has the names that are answered to\n",
-            ),
+            );
+        }
+        if let Some(command) = Command::of(path) {
+            return match head.method {
+                Method::POST if !host::of_another_page(&head) => command.run(self, body).await,
+                Method::POST => text(StatusCode::FORBIDDEN, "not from another web page\n"),
+                _ => not_allowed("POST", "what changes something: POST\n"),
+            };
+        }
+        if !reads {
+            return not_allowed("GET, HEAD", "read-only: GET\n");
+        }
+        match path {
             "/metrics" => self.metrics_page(),
             "/lanes" => json_page(&self.lanes()),
-            "/config" => json_page(&self.config),
+            "/config" => json_page(&config.to_json()),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /metrics /livez /readyz /lanes /config\n",
+                "there are /metrics /livez /readyz /lanes /config, and to be posted to /reload \
+                 /log-level\n",
             ),
         }
     }
@@ -201,8 +221,15 @@ fn json_page(value: &Value) -> Response<Full<Bytes>> {
     )
 }
 
-fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, text: impl Into<Vec<u8>>) -> Response<Full<Bytes>> {
     page_of(status, "text/plain; charset=utf-8", text.into())
+}
+
+fn not_allowed(allowed: &'static str, why: &'static str) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, why);
+    let allowed = HeaderValue::from_static(allowed);
+    response.headers_mut().insert(ALLOW, allowed);
+    response
 }
 
 fn page_of(status: StatusCode, kind: &'static str, page: Vec<u8>) -> Response<Full<Bytes>> {

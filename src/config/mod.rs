@@ -35,6 +35,7 @@ use overrides::Overrides;
 use policy::{EndpointRule, GroupTable, GroupVerdict};
 use process::{Answers, Buffers, Limits, Log, Timeouts, Upstream};
 use reading::{Reading, read_file};
+use secret::SecretSource;
 
 use crate::operation::Group;
 
@@ -156,6 +157,18 @@ impl Config {
             .iter()
             .find(|rule| rule.pattern.matches(endpoint));
         rule.map_or(&self.groups, |rule| &rule.groups).get(group)
+    }
+
+    /// Further files whose contents are part of what is configured.
+    pub fn files(&self) -> Vec<&PathBuf> {
+        let Upstream {
+            api_key, trust_ca, ..
+        } = &self.upstream;
+        let key = match api_key {
+            Some(SecretSource::File(file)) => Some(file),
+            _ => None,
+        };
+        key.into_iter().chain(trust_ca).collect()
     }
 
     /// Endpoints that are named as such, not by a shape of names.

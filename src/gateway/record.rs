@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::access_log::Entry;
 use crate::admission::lane::LaneCell;
+use crate::config::process::Answers;
 use crate::gateway::Shared;
 use crate::gateway::answer::{Lane, Rejection};
 use crate::gateway::body::{Answer, Cut};
@@ -132,7 +133,11 @@ impl Record {
     }
 
     /// Finishes the answer: its fields say who spoke, what it took and what is left.
-    pub fn finish(mut self, answered: Result<Response<Answer>, Rejection>) -> Response<Recorded> {
+    pub fn finish(
+        mut self,
+        answered: Result<Response<Answer>, Rejection>,
+        answers: &Answers,
+    ) -> Response<Recorded> {
         let (outcome, mut response) = match answered {
             Ok(mut response) => {
                 let status = response.status().as_u16();
@@ -152,7 +157,7 @@ impl Record {
         if let Some(lane) = &self.lane {
             let timing = HeaderValue::try_from(self.timing());
             append(response.headers_mut(), SERVER_TIMING, timing);
-            if self.shared.config.answers.rate_limit_headers {
+            if answers.rate_limit_headers {
                 limit_fields::add(response.headers_mut(), lane);
             }
         }

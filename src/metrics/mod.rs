@@ -48,6 +48,8 @@ struct Families {
     connections_total: IntCounter,
     buffered: IntGauge,
     log_dropped: IntCounter,
+    /// Taken, refused.
+    reloads: [IntCounter; 2],
     endpoints: RwLock<HashMap<Box<str>, Arc<EndpointMetrics>>>,
     other: OnceLock<Arc<EndpointMetrics>>,
 }
@@ -84,9 +86,7 @@ impl Metrics {
             "Configurations read again, by whether they were taken.",
             &["result"],
         )?;
-        for result in ["taken", "refused"] {
-            reloads.with_label_values(&[result]);
-        }
+        let reloads = ["taken", "refused"].map(|result| reloads.with_label_values(&[result]));
         let families = Families {
             requests: counters(
                 "podgate_requests_total",
@@ -145,6 +145,7 @@ impl Metrics {
                     "Lines of the access log thrown away because nobody read it fast enough.",
                 ),
             )?,
+            reloads,
             endpoints: RwLock::default(),
             other: OnceLock::new(),
             registry,
@@ -207,6 +208,12 @@ impl Metrics {
     /// Lines of the access log that were thrown away.
     pub fn log_dropped(&self) -> &IntCounter {
         &self.families.log_dropped
+    }
+
+    /// A configuration was read again, and taken or not.
+    pub fn reloaded(&self, taken: bool) {
+        let [ok, refused] = &self.families.reloads;
+        if taken { ok } else { refused }.inc();
     }
 
     /// The page in the Prometheus text format.
