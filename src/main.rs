@@ -179,7 +179,7 @@ fn run_serve(args: ServeArgs) -> ExitCode {
                 | StartError::Metrics(_)
                 | StartError::State(_)
                 | StartError::Thread(_) => ExitCode::FAILURE,
-                StartError::Live(_) => ExitCode::from(BAD_USAGE),
+                StartError::Live(_) | StartError::Token(_) => ExitCode::from(BAD_USAGE),
             };
         }
     };

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
+use crate::config::secret::{SecretError, SecretSource};
 use crate::gateway::live::{Live, LiveError};
 use crate::gateway::{Gateway, Shared};
 use crate::levels::Levels;
@@ -41,6 +42,8 @@ pub enum StartError {
     },
     #[error(transparent)]
     Live(#[from] LiveError),
+    #[error("`admin_token`: {0}")]
+    Token(#[from] SecretError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("the metrics cannot be declared: {0}")]
@@ -124,6 +127,9 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
         .as_ref()
         .map(|state| state.recall(config.upstream.margin));
     let (watch, reloads) = Watch::new(beside.source, config.clone(), metrics.clone());
+    if let Some(token) = &config.admin_token {
+        token.resolve()?;
+    }
     let live = Live::new(config, workers, None)?;
     let before = before.unwrap_or_default();
     let shared = Shared::new(live, metrics.clone(), access_log.clone(), &before);
@@ -216,6 +222,9 @@ fn taking(shared: Arc<Shared>, levels: Levels) -> impl FnMut(Config) -> Result<T
     move |config| {
         let before = shared.live().config.clone();
         let (level, need_restart) = (config.log.level, need_restart(&before, &config));
+        if let Some(Err(error)) = config.admin_token.as_ref().map(SecretSource::resolve) {
+            return Err(format!("`admin_token`: {error}"));
+        }
         shared.reload(config).map_err(|error| error.to_string())?;
         // What was set by hand stays, unless this says something else.
         if level != before.log.level {

@@ -483,3 +483,28 @@ fn how_much_is_logged_changes_while_it_runs() {
     assert_eq!(status(&podgate.post("/reload", "")), "200");
     assert_eq!(podgate.said(), said);
 }
+
+#[test]
+fn with_a_token_nobody_gets_in_without_it() {
+    let (_emulator, upstream) = upstream(None);
+    let folder = folder("reload-token");
+    let file = folder.join("podgate.yaml");
+    fs::write(folder.join("token"), "k\n").unwrap();
+    let text = config(upstream, 10, "admin_token: { file: token }\n");
+    fs::write(&file, &text).unwrap();
+    let podgate = Podgate::start(&file);
+    // What is asked here shows `k`.
+    assert_eq!(status(&podgate.get("/lanes")), "200");
+    assert_eq!(status(&podgate.post("/reload", "")), "200");
+    fs::write(folder.join("token"), "another\n").unwrap();
+    for path in ["/lanes", "/metrics", "/config", "/nowhere"] {
+        assert_eq!(status(&podgate.get(path)), "401", "{path}");
+    }
+    assert_eq!(status(&podgate.post("/reload", "")), "401");
+    for probe in ["/livez", "/readyz"] {
+        assert_eq!(status(&podgate.get(probe)), "200", "{probe}");
+    }
+    fs::remove_file(folder.join("token")).unwrap();
+    assert_eq!(status(&podgate.get("/lanes")), "503");
+    eventually("it is said", || podgate.said().contains("`admin_token`"));
+}

@@ -8,15 +8,17 @@
 pub mod control;
 pub mod health;
 mod host;
+mod token;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -66,8 +68,8 @@ impl Admin {
         let admin = Arc::new(self);
         let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "an admin connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -84,7 +86,7 @@ impl Admin {
             let served = tokio::spawn(async move {
                 let answer = service_fn(move |request: Request<Incoming>| {
                     let admin = admin.clone();
-                    async move { Ok::<_, Infallible>(admin.answer(request).await) }
+                    async move { Ok::<_, Infallible>(admin.answer(request, peer.ip()).await) }
                 });
                 let mut http = http1::Builder::new();
                 http.timer(TokioTimer::new())
@@ -101,7 +103,7 @@ impl Admin {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         let reads = matches!(head.method, Method::GET | Method::HEAD);
@@ -123,12 +125,30 @@ impl Admin {
                 "not by this name: `admin_hosts` in the configuration has the names that are answered to\n",
             );
         }
+        match config.admin_token.as_ref() {
+            None => {}
+            Some(token) => match token::is_shown(&head, token) {
+                Ok(true) => {}
+                Ok(false) => return unauthorized(),
+                Err(error) => {
+                    tracing::error!(%error, "`admin_token` cannot be had: nobody is let in");
+                    let why = "the token cannot be had: see the log\n";
+                    return text(StatusCode::SERVICE_UNAVAILABLE, why);
+                }
+            },
+        }
         if let Some(command) = Command::of(path) {
-            return match head.method {
-                Method::POST if !host::of_another_page(&head) => command.run(self, body).await,
-                Method::POST => text(StatusCode::FORBIDDEN, "not from another web page\n"),
-                _ => not_allowed("POST", "what changes something: POST\n"),
-            };
+            if head.method != Method::POST {
+                return not_allowed("POST", "what changes something: POST\n");
+            }
+            if host::of_another_page(&head) {
+                return text(StatusCode::FORBIDDEN, "not from another web page\n");
+            }
+            if config.admin_token.is_none() && !peer.to_canonical().is_loopback() {
+                let why = "from another host this takes an `admin_token` in the configuration\n";
+                return text(StatusCode::FORBIDDEN, why);
+            }
+            return command.run(self, body).await;
         }
         if !reads {
             return not_allowed("GET, HEAD", "read-only: GET\n");
@@ -223,6 +243,14 @@ fn json_page(value: &Value) -> Response<Full<Bytes>> {
 
 fn text(status: StatusCode, text: impl Into<Vec<u8>>) -> Response<Full<Bytes>> {
     page_of(status, "text/plain; charset=utf-8", text.into())
+}
+
+fn unauthorized() -> Response<Full<Bytes>> {
+    let why = "show the token: `Authorization: Bearer ...`\n";
+    let mut response = text(StatusCode::UNAUTHORIZED, why);
+    let scheme = HeaderValue::from_static("Bearer");
+    response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+    response
 }
 
 fn not_allowed(allowed: &'static str, why: &'static str) -> Response<Full<Bytes>> {

@@ -212,6 +212,11 @@ pub(super) static ROOT: Level = Level {
             "Further names by which operators call it, `*` for any; see Security",
         ),
         Key::new(
+            "admin_token",
+            Kind::OneOf(&ADMIN_TOKEN),
+            "What operators show as `Authorization: Bearer`; without it anybody reads who reaches it, and changes come from this host only",
+        ),
+        Key::new(
             "workers",
             Kind::Whole(WORKERS),
             "Worker threads; without it as many as there are cores",
@@ -312,6 +317,18 @@ pub(super) static API_KEY: Level = Level {
             "env",
             Kind::Variable,
             "The environment variable that holds the key",
+        ),
+    ],
+};
+
+pub(super) static ADMIN_TOKEN: Level = Level {
+    name: "admin_token",
+    keys: &[
+        Key::new("file", Kind::Path, "The file that holds the token"),
+        Key::new(
+            "env",
+            Kind::Variable,
+            "The environment variable that holds the token",
         ),
     ],
 };
@@ -543,9 +560,20 @@ pub(super) static ENDPOINT: Level = Level {
 };
 
 /// All levels a user's file has, for keys that stand at the wrong one.
-pub(super) static LEVELS: [&Level; 12] = [
-    &ROOT, &UPSTREAM, &API_KEY, &TIMEOUTS, &BUFFERS, &LIMITS, &ANSWERS, &LOG, &GROUPS, &GROUP,
-    &RATE, &ENDPOINT,
+pub(super) static LEVELS: [&Level; 13] = [
+    &ROOT,
+    &ADMIN_TOKEN,
+    &UPSTREAM,
+    &API_KEY,
+    &TIMEOUTS,
+    &BUFFERS,
+    &LIMITS,
+    &ANSWERS,
+    &LOG,
+    &GROUPS,
+    &GROUP,
+    &RATE,
+    &ENDPOINT,
 ];
 
 #[cfg(test)]

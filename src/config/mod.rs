@@ -51,6 +51,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Further names by which operators call it, in lower case; `*`: any.
     pub admin_hosts: Vec<String>,
+    /// What operators show; `None`: nothing, but changes are taken from this host only.
+    pub admin_token: Option<SecretSource>,
     /// Threads; `None`: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
     /// How many podgates spend the account's budget, each its share of it.
@@ -86,6 +88,7 @@ impl Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
             admin_hosts: Vec::new(),
+            admin_token: None,
             workers: None,
             replicas: NonZeroU32::MIN,
             state_dir: None,

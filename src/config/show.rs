@@ -71,12 +71,20 @@ impl Config {
             shown["state_dir"] = json!(folder);
         }
         if let Some(source) = &upstream.api_key {
-            shown["upstream"]["api_key"] = match source {
-                SecretSource::File(path) => json!({ "file": path.to_string_lossy() }),
-                SecretSource::Env(name) => json!({ "env": name }),
-            };
+            shown["upstream"]["api_key"] = secret(source);
+        }
+        if let Some(source) = &self.admin_token {
+            shown["admin_token"] = secret(source);
         }
         shown
+    }
+}
+
+/// Where it is kept.
+fn secret(source: &SecretSource) -> Value {
+    match source {
+        SecretSource::File(path) => json!({ "file": path.to_string_lossy() }),
+        SecretSource::Env(name) => json!({ "env": name }),
     }
 }
 
