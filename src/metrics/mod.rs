@@ -113,7 +113,7 @@ impl Metrics {
                 CounterVec::new(
                     Opts::new(
                         "podgate_idle_budget_seconds_total",
-                        "Time in which somebody waited who could have gone. Flat zero is the promise.",
+                        "Budget left idle while somebody waited: 1 is all of it for a second. Below 0.01 a second is the promise.",
                     ),
                     &["group", "endpoint"],
                 ),
