@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
+use crate::admin::page::Page;
 use crate::config::Config;
 use crate::config::secret::SecretError;
 use crate::gateway::connect::SetupError;
@@ -168,12 +169,21 @@ pub fn start_logging(
         })?);
     }
     drop(serving);
+    let upstream = shared.config.upstream.target.to_string();
+    let page = Page::new(
+        metrics.clone(),
+        shared.admission.clone(),
+        closed,
+        listen_at,
+        upstream,
+    );
     let door = Admin {
         metrics,
         admission: shared.admission.clone(),
         config: shared.config.to_json(),
         hosts: shared.config.admin_hosts.clone(),
         leaving: left,
+        page,
     };
     threads.push(spawn("admin".into(), async move {
         tokio::select! {

@@ -189,6 +189,14 @@ impl Metrics {
         self.families.other.get_or_init(other).clone()
     }
 
+    /// The handles of every endpoint label, in order, `other` last.
+    pub fn labels(&self) -> Vec<Arc<EndpointMetrics>> {
+        let mut labels: Vec<_> = self.families.endpoints.read().values().cloned().collect();
+        labels.sort_by(|a, b| a.label().cmp(b.label()));
+        labels.push(self.other());
+        labels
+    }
+
     /// Connections from clients now open.
     pub fn connections(&self) -> &IntGauge {
         &self.families.connections
