@@ -12,7 +12,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
-use crate::admin::Admin;
+use crate::admin::page::Page;
+use crate::admin::{Admin, Current};
 use crate::config::Config;
 use crate::config::secret::{SecretError, SecretSource};
 use crate::gateway::live::{Live, LiveError};
@@ -164,11 +165,20 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
     }
     drop(serving);
     let of = shared.clone();
+    let config: Current = Arc::new(move || of.live().config.clone());
+    let page = Page::new(
+        metrics.clone(),
+        shared.admission.clone(),
+        closed,
+        listen_at,
+        config.clone(),
+    );
     let door = Admin {
         metrics,
         admission: shared.admission.clone(),
-        config: Box::new(move || of.live().config.clone()),
+        config,
         leaving: left,
+        page,
         reloads: reloads.clone(),
         levels: beside.levels.clone(),
     };

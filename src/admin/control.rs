@@ -1,11 +1,11 @@
 //! What an operator may do: read the configuration again, and say how much is logged.
 
-use bytes::Bytes;
 use http::{Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::json;
 
+use crate::admin::page::Body;
 use crate::admin::{Admin, json_page, text};
 use crate::config::process::LogLevel;
 
@@ -30,7 +30,7 @@ impl Command {
     }
 
     /// Does it, and says what came of it.
-    pub async fn run(self, admin: &Admin, body: Incoming) -> Response<Full<Bytes>> {
+    pub async fn run(self, admin: &Admin, body: Incoming) -> Response<Body> {
         match self {
             Command::Reload => reload(admin).await,
             Command::LogLevel => log_level(admin, body).await,
@@ -38,7 +38,7 @@ impl Command {
     }
 }
 
-async fn reload(admin: &Admin) -> Response<Full<Bytes>> {
+async fn reload(admin: &Admin) -> Response<Body> {
     match admin.reloads.ask().await {
         Ok(taken) => json_page(&json!({ "need_restart": taken.need_restart })),
         // What is in effect is in conflict with what was asked for.
@@ -46,7 +46,7 @@ async fn reload(admin: &Admin) -> Response<Full<Bytes>> {
     }
 }
 
-async fn log_level(admin: &Admin, body: Incoming) -> Response<Full<Bytes>> {
+async fn log_level(admin: &Admin, body: Incoming) -> Response<Body> {
     let read = Limited::new(body, LONGEST).collect().await;
     let word = read.map(|read| read.to_bytes()).unwrap_or_default();
     let word = String::from_utf8_lossy(&word).trim().to_ascii_lowercase();

@@ -1,5 +1,6 @@
 //! What operators show, where the configuration asks for it.
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::AUTHORIZATION;
 use http::request;
 use subtle::ConstantTimeEq;
@@ -17,13 +18,22 @@ pub(super) fn is_shown(
 ) -> Result<bool, SecretError> {
     let token = token.resolve()?;
     let field = request.headers.get(AUTHORIZATION);
-    let shown = field.and_then(|field| field.as_bytes().split_at_checked(SCHEME.len()));
-    Ok(shown.is_some_and(|(scheme, shown)| {
-        scheme.eq_ignore_ascii_case(SCHEME) && bool::from(shown.ct_eq(token.expose().as_bytes()))
-    }))
+    let shown = field.and_then(|field| shown(field.as_bytes()));
+    Ok(shown.is_some_and(|shown| shown.ct_eq(token.expose().as_bytes()).into()))
 }
 
-const SCHEME: &[u8] = b"Bearer ";
+/// A browser knows no other way to ask for it than as a password; for whom does not matter.
+fn shown(field: &[u8]) -> Option<Vec<u8>> {
+    let space = field.iter().position(|byte| *byte == b' ')?;
+    let (scheme, shown) = (&field[..space], &field[space + 1..]);
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(shown.to_vec());
+    }
+    let pair = scheme.eq_ignore_ascii_case(b"basic").then_some(shown)?;
+    let pair = BASE64_STANDARD.decode(pair).ok()?;
+    let colon = pair.iter().position(|byte| *byte == b':')?;
+    Some(pair[colon + 1..].to_vec())
+}
 
 #[cfg(test)]
 mod tests {
@@ -46,6 +56,9 @@ mod tests {
             ("Bearer ", false),
             ("Bearer", false),
             ("Basic s3cret", false),
+            ("Basic Om1lOnMzY3JldA==", false),
+            ("Basic bWU6czNjcmV0", true),
+            ("basic OnMzY3JldA==", true),
             ("s3cret", false),
             ("", false),
         ] {

@@ -101,9 +101,11 @@ fn through_podgate(runtime: &Runtime, length: Option<Duration>) -> Result<Figure
         .map_err(|faults| DemoError::Config(faults.to_string()))?;
     let running = serve::start(config)?;
     println!(
-        "  gateway    http://{}\n  lanes      http://{}/lanes\n  metrics    http://{}/metrics\n  \
-         emulator   http://{}/__emulator/stats\n",
-        running.listen, running.admin, running.admin, emulated.address
+        "  page       http://{admin}/\n  gateway    http://{}\n  lanes      http://{admin}/lanes\n  \
+         metrics    http://{admin}/metrics\n  emulator   http://{}/__emulator/stats\n",
+        running.listen,
+        emulated.address,
+        admin = running.admin
     );
     let shared = running.shared.clone();
     let waiting = move || {

@@ -113,7 +113,7 @@ impl Metrics {
                 CounterVec::new(
                     Opts::new(
                         "podgate_idle_budget_seconds_total",
-                        "Time in which somebody waited who could have gone. Flat zero is the promise.",
+                        "Budget left idle while somebody waited, but for timers' ticks: 1 is all of it for a second. Flat zero is the promise.",
                     ),
                     &["group", "endpoint"],
                 ),
@@ -188,6 +188,14 @@ impl Metrics {
     pub fn other(&self) -> Arc<EndpointMetrics> {
         let other = || Arc::new(EndpointMetrics::new(self.clone(), OTHER.into()));
         self.families.other.get_or_init(other).clone()
+    }
+
+    /// The handles of every endpoint label, in order, `other` last.
+    pub fn labels(&self) -> Vec<Arc<EndpointMetrics>> {
+        let mut labels: Vec<_> = self.families.endpoints.read().values().cloned().collect();
+        labels.sort_by(|a, b| a.label().cmp(b.label()));
+        labels.push(self.other());
+        labels
     }
 
     /// Connections from clients now open.
