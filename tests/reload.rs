@@ -2,184 +2,25 @@
 //! has changed. No request fails, the upstream never sees more than the larger limit, and what is
 //! wrong with a new configuration changes nothing.
 
+mod process;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 
-use podgate::emulator::limits::{Group, Limit, Limits};
-use podgate::emulator::{self, Emulator};
-use tokio::net::TcpListener;
+use podgate::emulator::Emulator;
+use podgate::emulator::limits::Group;
+use process::{PATIENCE, Podgate, ask, body, eventually, folder, one_answer, status};
 
-/// No test waits longer for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// The larger of the limits that are switched between, a second: what the upstream takes.
 const N: u32 = 30;
 
-/// A folder of this test's own, empty.
-fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
-        _ => fs::create_dir_all(&folder).unwrap(),
-    }
-    folder
-}
-
-/// The API, on a runtime of its own. `key`: the only one it takes.
 fn upstream(key: Option<&str>) -> (Emulator, SocketAddr) {
-    let mut limits = Limits::default();
-    limits[Group::Health] = Limit {
-        requests: Some(N),
-        window: Duration::from_secs(1),
-        concurrency: None,
-        ..Limit::documented(Group::Health)
-    };
-    let emulator = Emulator::new(emulator::Config {
-        limits,
-        keys: key.into_iter().map(str::to_owned).collect(),
-        ..emulator::Config::default()
-    });
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let address = listener.local_addr().unwrap();
-    let serving = emulator.clone();
-    thread::spawn(move || {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_all().build().unwrap();
-        runtime.block_on(async {
-            let listener = TcpListener::from_std(listener).unwrap();
-            serving.serve(listener, std::future::pending()).await;
-        });
-    });
-    (emulator, address)
-}
-
-struct Podgate {
-    child: Child,
-    address: SocketAddr,
-    admin: SocketAddr,
-    said: Arc<Mutex<String>>,
-}
-
-impl Podgate {
-    fn start(config: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_podgate"))
-            .arg("serve")
-            .arg("--config")
-            .arg(config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut lines = lines.map(Result::unwrap);
-        let ready = lines.find(|line| line.contains("ready on")).unwrap();
-        let address = |after: &str| {
-            let rest = ready.split_once(after).unwrap().1;
-            rest.split(',').next().unwrap().parse().unwrap()
-        };
-        let said = Arc::new(Mutex::new(String::new()));
-        let keeps = said.clone();
-        thread::spawn(move || lines.for_each(|line| *keeps.lock().unwrap() += &(line + "\n")));
-        Self {
-            address: address("ready on http://"),
-            admin: address("admin on http://"),
-            said,
-            child,
-        }
-    }
-
-    fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
-    }
-
-    /// What the admin port says.
-    fn get(&self, path: &str) -> String {
-        ask(self.admin, "GET", path, "", "")
-    }
-
-    fn post(&self, path: &str, body: &str) -> String {
-        ask(self.admin, "POST", path, "", body)
-    }
-
-    /// The limit of the window of health at `ep`, as the lane has it.
-    fn limit(&self) -> Option<u64> {
-        let lanes = self.get("/lanes");
-        let lanes: serde_json::Value = serde_json::from_str(body(&lanes)).unwrap();
-        let mut lanes = lanes.as_array().unwrap().iter();
-        let lane = lanes.find(|lane| lane["group"] == "health")?;
-        lane["window"]["limit"].as_u64()
-    }
-
-    /// Configurations that were taken, or refused.
-    fn reloads(&self, result: &str) -> u64 {
-        let page = self.get("/metrics");
-        let series = format!("podgate_config_reload_total{{result=\"{result}\"}} ");
-        let line = page.lines().find_map(|line| line.strip_prefix(&series));
-        line.unwrap().parse().unwrap()
-    }
-
-    /// Kibibytes in memory.
-    fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.unwrap()
-            .split_whitespace()
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap()
-    }
-}
-
-impl Drop for Podgate {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// One exchange on a connection of its own.
-fn ask(address: SocketAddr, method: &str, path: &str, fields: &str, body: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let length = body.len();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
-         authorization: Bearer k\r\ncontent-length: {length}\r\n{fields}\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-fn status(answer: &str) -> &str {
-    answer.split(' ').nth(1).unwrap_or_default()
-}
-
-fn body(answer: &str) -> &str {
-    answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let (tries, pause) = (3_000, PATIENCE / 3_000);
-    let held = (0..tries).any(|_| {
-        let held = holds();
-        if !held {
-            thread::sleep(pause);
-        }
-        held
-    });
-    assert!(held, "never: {what}");
+    process::upstream(Group::Health, N, key)
 }
 
 fn config(upstream: SocketAddr, requests: u32, more: &str) -> String {
@@ -210,7 +51,7 @@ impl Load {
                     let request = "GET /v2/ep/health HTTP/1.1\r\nhost: p\r\n\
                                    authorization: Bearer k\r\n\r\n";
                     stream.write_all(request.as_bytes()).unwrap();
-                    let answer = one_answer(&mut stream);
+                    let answer = one_answer(&mut stream).expect("it stays open");
                     assert_eq!(status(&answer), "200", "{answer}");
                     served.fetch_add(1, Ordering::Relaxed);
                 }
@@ -234,21 +75,6 @@ impl Load {
             caller.join().expect("none of its requests failed");
         }
     }
-}
-
-/// An answer with a declared length.
-fn one_answer(stream: &mut TcpStream) -> String {
-    let mut reader = BufReader::with_capacity(1, stream);
-    let mut answer = String::new();
-    while !answer.ends_with("\r\n\r\n") {
-        assert_ne!(reader.read_line(&mut answer).unwrap(), 0, "{answer}");
-    }
-    let length = answer.to_ascii_lowercase();
-    let length = length.split_once("content-length: ").unwrap().1;
-    let length = length.lines().next().unwrap().parse().unwrap();
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).unwrap();
-    answer + &String::from_utf8(body).unwrap()
 }
 
 #[test]
@@ -367,10 +193,8 @@ fn a_hangup_reads_it_again_and_ends_nothing() {
     let file = folder("reload-signal").join("podgate.yaml");
     fs::write(&file, config(upstream, 10, "")).unwrap();
     let podgate = Podgate::start(&file);
-    let id = podgate.child.id().to_string();
     for taken in 1..=3 {
-        let sent = Command::new("kill").args(["-HUP", &id]).status().unwrap();
-        assert!(sent.success());
+        podgate.signal("-HUP");
         eventually("it is read again", || podgate.reloads("taken") == taken);
     }
 }
