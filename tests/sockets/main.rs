@@ -14,6 +14,7 @@ mod threats;
 mod uploads;
 mod saturation;
 mod disconnects;
+mod disconnects_h2;
 mod permits;
 mod retries;
 mod hostile_upstream;
