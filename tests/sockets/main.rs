@@ -26,6 +26,7 @@ mod signals;
 mod slow;
 mod crowds;
 mod h2;
+mod another_h2;
 mod over_http2;
 mod abuse;
 mod full;
