@@ -4,7 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use podgate::admin::health;
 use podgate::config::Config;
 use podgate::config::check::{self, Verdict};
@@ -41,6 +42,16 @@ enum Command {
     },
     /// Print the configuration's JSON Schema.
     Schema,
+    /// Print what completes commands and flags in a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual's pages into a folder.
+    Man {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Ask a running podgate whether it is ready: exit 0, or 1 and why not.
     Health(HealthArgs),
     /// Serve an emulated Runpod API.
@@ -84,6 +95,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => run_serve(args),
         Command::Check { file } => run_check(&file),
         Command::Schema => print_schema(),
+        Command::Completions { shell } => print_completions(shell),
+        Command::Man { folder } => write_manual(&folder),
         Command::Health(args) => run_health(args),
         Command::Emulate(args) => cli::main(&args),
         Command::Demo(args) => demo::main(&args),
@@ -106,6 +119,29 @@ fn print_schema() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // Nobody reads what we write.
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn print_completions(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "podgate", &mut script);
+    match std::io::stdout().write_all(&script) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Nobody reads what we write.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn write_manual(folder: &Path) -> ExitCode {
+    match clap_mangen::generate_to(Cli::command(), folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!(
+                "podgate: the manual cannot be written to `{}`: {error}",
+                folder.display()
+            );
+            ExitCode::FAILURE
+        }
     }
 }
 

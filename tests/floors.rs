@@ -55,6 +55,7 @@ fn misuse(from: &[String], to: &[String]) -> Option<String> {
 /// Whether outside of its tests `file` may use the crate `name`.
 fn may_use_crate(file: &str, name: &str) -> bool {
     let http = [
+        "h2",
         "http",
         "http_body",
         "http_body_util",

@@ -315,4 +315,5 @@ fn log(log: &mut Log, at: &At<'_>, faults: &mut Vec<Fault>) {
         at.word(&LogLevel::WORDS, faults)
     });
     entries.set("access", &mut log.access, |at| at.flag(faults));
+    entries.set("sample", &mut log.sample, |at| at.whole(faults));
 }

@@ -421,6 +421,11 @@ pub(super) static LOG: Level = Level {
             "The least severe of podgate's own messages",
         ),
         Key::new("access", Kind::Flag, "One line for each request, on stdout"),
+        Key::new(
+            "sample",
+            Kind::Whole(1..=1_000_000),
+            "Of requests that the upstream answered with a status below 400, one in so many has its line; others always",
+        ),
     ],
 };
 

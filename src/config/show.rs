@@ -56,6 +56,7 @@ impl Config {
                 "format": word(&LogFormat::WORDS, self.log.format),
                 "level": word(&LogLevel::WORDS, self.log.level),
                 "access": self.log.access,
+                "sample": self.log.sample,
             },
             "groups": groups(&self.groups, |_| true),
             "endpoints": self.endpoints.iter().map(|rule| {

@@ -2,6 +2,7 @@
 
 pub mod presence;
 pub mod request_id;
+pub mod trace;
 pub mod framing;
 pub mod head;
 pub mod target;
@@ -30,6 +31,7 @@ pub mod record;
 pub mod stack;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
@@ -53,8 +55,9 @@ use crate::gateway::inbound::Inbound;
 use crate::gateway::live::{Live, LiveError};
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
-use crate::gateway::record::{Record, Recorded};
+use crate::gateway::record::{Names, Record, Recorded};
 use crate::gateway::request_id::{RequestIds, X_REQUEST_ID};
+use crate::gateway::trace::Traces;
 use crate::limit::ledger::Call;
 use crate::limit::quota::Mode;
 use crate::metrics::Metrics;
@@ -67,9 +70,12 @@ pub struct Shared {
     pub metrics: Metrics,
     access_log: AccessLog,
     request_ids: RequestIds,
+    traces: Traces,
     accepted: Accepted,
     budget: Budget,
     hop: Hop,
+    /// Requests that went well, for the log to take some of.
+    went_well: AtomicU64,
     /// Turns true when nobody may wait any longer.
     ending: watch::Sender<bool>,
 }
@@ -89,9 +95,11 @@ impl Shared {
             admission,
             access_log,
             request_ids: RequestIds::default(),
+            traces: Traces::default(),
             accepted: Accepted::default(),
             budget: Budget::new(metrics.buffered().clone()),
             hop: Hop::fresh(),
+            went_well: AtomicU64::new(0),
             metrics,
             ending: watch::Sender::new(false),
         }
@@ -252,7 +260,7 @@ impl Gateway {
         let once = payload.is_streamed();
         // Where nothing is enforced, nothing is held up: not even for its own good.
         let repeats = operation.repeats() && !once && policy.mode == Mode::Enforce;
-        let request_id = record.request_id().clone();
+        let names = record.names();
         let mut refused = None;
         loop {
             let waits = record.waits();
@@ -271,7 +279,7 @@ impl Gateway {
             if caller.is_gone() {
                 return Err(Rejection::ClientGone);
             }
-            let request = || self.request(live, &head, target, &request_id, payload.outgoing()?);
+            let request = || self.request(live, &head, target, &names, payload.outgoing()?);
             let goes = record.goes();
             let upstream = live.upstream(self.worker);
             let sent = upstream.send(permit, request, once, patience).await;
@@ -293,7 +301,7 @@ impl Gateway {
         live: &Live,
         head: &request::Parts,
         target: &PathAndQuery,
-        request_id: &HeaderValue,
+        names: &Names,
         body: Outgoing,
     ) -> Option<Request<Outgoing>> {
         let mut request = Request::new(body);
@@ -302,7 +310,8 @@ impl Gateway {
         *request.headers_mut() = head.headers.clone();
         let headers = request.headers_mut();
         fields::towards_upstream(headers, head.version, &live.host, &self.shared.hop);
-        headers.insert(X_REQUEST_ID, request_id.clone());
+        headers.insert(X_REQUEST_ID, names.request_id.clone());
+        trace::put(headers, names.trace.clone());
         if let Some(authorization) = &live.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
