@@ -31,6 +31,7 @@ pub struct Entry<'a> {
     #[serde(serialize_with = "date")]
     pub time: SystemTime,
     pub request_id: &'a str,
+    pub trace_id: &'a str,
     /// `None`: it came by a Unix socket.
     #[serde(serialize_with = "address")]
     pub client: Option<IpAddr>,
@@ -112,7 +113,7 @@ impl Entry<'_> {
         let cut = if self.complete { "" } else { " cut" };
         write!(
             to,
-            " {}{cut} tries={} in={} out={} queue={:.6} upstream={:.6} total={:.6} id={}",
+            " {}{cut} tries={} in={} out={} queue={:.6} upstream={:.6} total={:.6} id={} trace={}",
             self.outcome,
             self.tries,
             self.received,
@@ -121,6 +122,7 @@ impl Entry<'_> {
             self.upstream.as_secs_f64(),
             self.total.as_secs_f64(),
             self.request_id.escape_debug(),
+            self.trace_id,
         )
     }
 }
@@ -240,6 +242,7 @@ mod tests {
         Entry {
             time: SystemTime::UNIX_EPOCH,
             request_id: "r-1",
+            trace_id: "4bf9",
             client: Some(Ipv4Addr::LOCALHOST.into()),
             method: "POST",
             path,
@@ -286,7 +289,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(lines.recv().unwrap()).unwrap(),
             "1970-01-01T00:00:00.000Z 127.0.0.1 POST /v2/ep/run 200 forwarded tries=1 in=12 out=34 \
-             queue=0.001500 upstream=0.020000 total=0.022000 id=r-1\n"
+             queue=0.001500 upstream=0.020000 total=0.022000 id=r-1 trace=4bf9\n"
         );
     }
 

@@ -4,18 +4,20 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use podgate::admin::health;
 use podgate::config::Config;
 use podgate::config::check::{self, Verdict};
 use podgate::config::overrides::{Given, Overrides};
-use podgate::config::process::{Log, LogFormat, LogLevel};
 use podgate::config::schema;
 use podgate::emulator::cli::{self, EmulateArgs};
+use podgate::levels::Levels;
 use podgate::listener::listening::ListenError;
 use podgate::listener::sockets::Passed;
 use podgate::notify::{self, State};
-use podgate::serve::StartError;
+use podgate::reload::{Reloads, Source};
+use podgate::serve::{Beside, StartError};
 use podgate::{demo, listener, serve};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -42,6 +44,16 @@ enum Command {
     },
     /// Print the configuration's JSON Schema.
     Schema,
+    /// Print what completes commands and flags in a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual's pages into a folder.
+    Man {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Ask a running podgate whether it is ready: exit 0, or 1 and why not.
     Health(HealthArgs),
     /// Serve an emulated Runpod API.
@@ -85,6 +97,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => run_serve(args),
         Command::Check { file } => run_check(&file),
         Command::Schema => print_schema(),
+        Command::Completions { shell } => print_completions(shell),
+        Command::Man { folder } => write_manual(&folder),
         Command::Health(args) => run_health(args),
         Command::Emulate(args) => cli::main(&args),
         Command::Demo(args) => demo::main(&args),
@@ -110,6 +124,29 @@ fn print_schema() -> ExitCode {
     }
 }
 
+fn print_completions(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "podgate", &mut script);
+    match std::io::stdout().write_all(&script) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Nobody reads what we write.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn write_manual(folder: &Path) -> ExitCode {
+    match clap_mangen::generate_to(Cli::command(), folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!(
+                "podgate: the manual cannot be written to `{}`: {error}",
+                folder.display()
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn run_health(args: HealthArgs) -> ExitCode {
     let overrides = Overrides {
         admin: args.admin.map(|text| Given::new("--admin", text)),
@@ -132,19 +169,16 @@ fn run_health(args: HealthArgs) -> ExitCode {
 }
 
 impl ServeArgs {
-    fn config(self) -> Result<Config, String> {
+    fn source(self) -> Source {
         let given = |name: &str, text: Option<String>| text.map(|text| Given::new(name, text));
-        let overrides = Overrides {
-            listen: given("--listen", self.listen),
-            admin: given("--admin", self.admin),
-            upstream: given("--upstream", self.upstream),
-            workers: given("--workers", self.workers),
-        };
-        match &self.config {
-            Some(file) => Config::load_with(file, &overrides).map_err(|error| error.to_string()),
-            None => Config::preset()
-                .with(&overrides)
-                .map_err(|faults| faults.to_string()),
+        Source {
+            file: self.config,
+            overrides: Overrides {
+                listen: given("--listen", self.listen),
+                admin: given("--admin", self.admin),
+                upstream: given("--upstream", self.upstream),
+                workers: given("--workers", self.workers),
+            },
         }
     }
 }
@@ -157,14 +191,15 @@ fn run_serve(args: ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let config = match args.config() {
+    let source = args.source();
+    let config = match source.load() {
         Ok(config) => config,
         Err(faults) => {
             eprintln!("{faults}");
             return ExitCode::from(BAD_USAGE);
         }
     };
-    log_to_stderr(&config.log);
+    let levels = Levels::start(&config.log);
     // Before clients can come: the first of them may be followed by a signal, and many of them leave
     // no file to listen for one with.
     let signals = match Signals::listen() {
@@ -174,8 +209,14 @@ fn run_serve(args: ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let access_log = config.log.access.then(std::io::stdout);
-    let running = match serve::start_on(config, access_log, passed) {
+    let stdout = || Box::new(std::io::stdout()) as Box<dyn Write + Send>;
+    let beside = Beside {
+        access_log: config.log.access.then(stdout),
+        source,
+        levels,
+        passed,
+    };
+    let running = match serve::start_with(config, beside) {
         Ok(running) => running,
         Err(error) => {
             eprintln!("podgate: {error}");
@@ -185,10 +226,9 @@ fn run_serve(args: ServeArgs) -> ExitCode {
                 | StartError::Metrics(_)
                 | StartError::State(_)
                 | StartError::Thread(_) => ExitCode::FAILURE,
-                StartError::Key(_)
-                | StartError::Field(_)
-                | StartError::Setup(_)
-                | StartError::Listen(_) => ExitCode::from(BAD_USAGE),
+                StartError::Live(_) | StartError::Token(_) | StartError::Listen(_) => {
+                    ExitCode::from(BAD_USAGE)
+                }
             };
         }
     };
@@ -196,77 +236,73 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         "podgate ready on {}, admin on http://{}, upstream {}",
         running.places(),
         running.admin,
-        running.shared.config.upstream.target
+        running.shared.live().config.upstream.target
     );
     notify::tell(State::Ready);
-    signals.wait();
+    signals.wait(&running.reloads());
     notify::tell(State::Stopping);
     tracing::info!("draining; a second signal stops at once");
     running.leave();
-    std::thread::sleep(running.shared.config.timeouts.shutdown_delay);
+    std::thread::sleep(running.shared.live().config.timeouts.shutdown_delay);
     running.drain();
     ExitCode::SUCCESS
 }
 
-fn log_to_stderr(log: &Log) {
-    let level = match log.level {
-        LogLevel::Error => tracing::Level::ERROR,
-        LogLevel::Warn => tracing::Level::WARN,
-        LogLevel::Info => tracing::Level::INFO,
-        LogLevel::Debug => tracing::Level::DEBUG,
-        LogLevel::Trace => tracing::Level::TRACE,
-    };
-    let to_stderr = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_max_level(level)
-        .with_target(false);
-    match log.format {
-        LogFormat::Text => to_stderr.init(),
-        LogFormat::Json => to_stderr.json().init(),
-    }
-}
-
-/// The signals that end the process.
+/// The signals that are listened for.
 struct Signals {
     runtime: Runtime,
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     /// From here on they wait for whoever waits for them.
     fn listen() -> std::io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (terminate, interrupt) = {
+        let (terminate, interrupt, hangup) = {
             let _inside = runtime.enter();
             (
                 signal(SignalKind::terminate())?,
                 signal(SignalKind::interrupt())?,
+                signal(SignalKind::hangup())?,
             )
         };
         Ok(Self {
             runtime,
             terminate,
             interrupt,
+            hangup,
         })
     }
 
-    /// Returns at the first SIGTERM or SIGINT; a second one ends the process.
-    fn wait(mut self) {
-        self.either();
+    /// Returns at the first SIGTERM or SIGINT; a second one ends the process. At SIGHUP the
+    /// configuration is read again.
+    fn wait(mut self, reloads: &Reloads) {
+        self.end(Some(reloads));
         std::thread::spawn(move || {
-            self.either();
+            self.end(None);
             std::process::exit(1);
         });
     }
 
-    fn either(&mut self) {
-        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
-        self.runtime.block_on(async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+    fn end(&mut self, reloads: Option<&Reloads>) {
+        let Self {
+            runtime,
+            terminate,
+            interrupt,
+            hangup,
+        } = self;
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
+                    _ = hangup.recv() => if let Some(reloads) = reloads {
+                        // What came of it is in the log.
+                        let _ = reloads.ask().await;
+                    },
+                }
             }
         });
     }

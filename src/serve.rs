@@ -12,17 +12,21 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
-use crate::admin::Admin;
+
+use crate::admin::page::{Page, snapshot};
+use crate::admin::{Admin, Current};
 use crate::config::Config;
 use crate::config::listen::Address;
-use crate::config::secret::SecretError;
-use crate::gateway::connect::SetupError;
-use crate::gateway::{Gateway, NoField, Shared};
+use crate::config::secret::{SecretError, SecretSource};
+use crate::gateway::live::{Live, LiveError};
+use crate::gateway::{Gateway, Shared};
+use crate::levels::Levels;
 use crate::listener::listening::{ListenError, Listening, passed_to};
 use crate::listener::room::Room;
 use crate::listener::sockets::{self, Passed, Socket};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
+use crate::reload::{Refused, Reloads, Source, Taken, Watch};
 use crate::state::{Keeper, State, StateError};
 
 /// What of the drain is left, at most, when those who still wait are sent away: for their answers.
@@ -39,12 +43,10 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error("cannot listen on {address} (`admin`): {why}")]
     Admin { address: SocketAddr, why: io::Error },
-    #[error("`upstream.api_key`: {0}")]
-    Key(#[from] SecretError),
-    #[error("`upstream`: {0}")]
-    Field(#[from] NoField),
-    #[error("`upstream`: {0}")]
-    Setup(#[from] SetupError),
+    #[error(transparent)]
+    Live(#[from] LiveError),
+    #[error("`admin_token`: {0}")]
+    Token(#[from] SecretError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("the metrics cannot be declared: {0}")]
@@ -63,61 +65,48 @@ pub struct Running {
     leaving: watch::Sender<bool>,
     closing: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
-    /// How long they may take to end.
-    drain: Duration,
     /// Fails once none of them has a client left.
     drained: mpsc::Receiver<()>,
     access_log: AccessLog,
     keeper: Option<Keeper>,
+    reloads: Reloads,
 }
 
-/// Binds, starts the workers, and returns once requests are taken. Keeps no access log.
+/// What a podgate has beside its configuration. By default nothing: no access log, no file to read
+/// again, and a log of its own that stays as it is.
+#[derive(Default)]
+pub struct Beside {
+    pub access_log: Option<Box<dyn io::Write + Send>>,
+    pub source: Source,
+    pub levels: Levels,
+    /// Sockets that were listening before.
+    pub passed: Passed,
+}
+
+/// Binds, starts the workers, and returns once requests are taken.
 ///
 /// # Errors
 /// [`StartError`]: nothing was started.
 pub fn start(config: Config) -> Result<Running, StartError> {
-    start_logging(config, None::<io::Sink>)
+    start_with(config, Beside::default())
 }
 
-/// Like [`start`], with the access log written to `sink`.
+/// Like [`start`], with what there is beside.
 ///
 /// # Errors
 /// [`StartError`]: nothing was started.
-pub fn start_logging(
-    config: Config,
-    sink: Option<impl io::Write + Send + 'static>,
-) -> Result<Running, StartError> {
-    start_on(config, sink, Passed::default())
-}
-
-/// Like [`start_logging`], on the sockets that were `passed` as far as they fit.
-///
-/// # Errors
-/// [`StartError`]: nothing was started.
-pub fn start_on(
-    config: Config,
-    sink: Option<impl io::Write + Send + 'static>,
-    mut passed: Passed,
-) -> Result<Running, StartError> {
+pub fn start_with(config: Config, mut beside: Beside) -> Result<Running, StartError> {
     // Before anything is bound: whoever has the directory may serve on these addresses too.
     let state = config.state_dir.as_deref().map(State::take).transpose()?;
     let metrics = Metrics::new()?;
-    let (listeners, admin) = sockets(&config, &mut passed, &metrics)?;
+    let (listeners, admin) = sockets(&config, &mut beside.passed, &metrics)?;
     let admin_at = admin.local_addr().map_err(StartError::Thread)?;
     let listeners = watch::Sender::new(listeners);
-    let key = config
-        .upstream
-        .api_key
-        .as_ref()
-        .map(|key| key.resolve())
-        .transpose()?;
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let workers = config.workers.unwrap_or_else(cores).get();
-    let timeouts = config.timeouts;
-    let drain = timeouts.drain;
     let room = Arc::new(Room::new(places(config.limits.connections)));
     let dropped = metrics.log_dropped().clone();
-    let access_log = match sink {
+    let access_log = match beside.access_log {
         Some(sink) => AccessLog::start(config.log.format, dropped, sink),
         None => Ok(AccessLog::default()),
     };
@@ -125,14 +114,14 @@ pub fn start_on(
     let before = state
         .as_ref()
         .map(|state| state.recall(config.upstream.margin));
-    let shared = Shared::new(
-        config,
-        key.as_ref(),
-        metrics.clone(),
-        access_log.clone(),
-        &before.unwrap_or_default(),
-    );
-    let shared = Arc::new(shared?);
+    let (watch, reloads) = Watch::new(beside.source, config.clone(), metrics.clone());
+    if let Some(token) = &config.admin_token {
+        token.resolve()?;
+    }
+    let live = Live::new(config, workers, None)?;
+    let before = before.unwrap_or_default();
+    let shared = Shared::new(live, metrics.clone(), access_log.clone(), &before);
+    let shared = Arc::new(shared);
     let keeper = state.map(|state| state.keep(shared.admission.clone()));
     let keeper = keeper.transpose()?;
     let (leaving, left) = watch::channel(false);
@@ -145,11 +134,9 @@ pub fn start_on(
     let mut threads = Vec::new();
     for number in 0..workers {
         let door = Door {
-            gateway: Gateway::new(shared.clone())?,
+            gateway: Gateway::new(shared.clone(), number),
             metrics: metrics.clone(),
-            timeouts,
             room: room.clone(),
-            drain,
         };
         let (listeners, closed) = (listeners.subscribe(), closed.clone());
         let (all, serving, draining) = (all.clone(), serving.clone(), draining.clone());
@@ -161,13 +148,25 @@ pub fn start_on(
         })?);
     }
     drop(serving);
+    let of = shared.clone();
+    let config: Current = Arc::new(move || of.live().config.clone());
+    let page = Page::new(
+        metrics.clone(),
+        shared.admission.clone(),
+        closed,
+        door(&listeners.borrow()),
+        config.clone(),
+    );
     let door = Admin {
         metrics,
         admission: shared.admission.clone(),
-        config: shared.config.to_json(),
-        hosts: shared.config.admin_hosts.clone(),
+        config,
         leaving: left,
+        page,
+        reloads: reloads.clone(),
+        levels: beside.levels.clone(),
     };
+    let take = taking(shared.clone(), beside.levels);
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
             served = door.serve(admin) => {
@@ -175,6 +174,7 @@ pub fn start_on(
                     tracing::error!(%error, "the admin door cannot use its socket");
                 }
             }
+            () = watch.run(take) => {}
             // Until the last client is seen out there is something to see.
             () = all.closed() => {}
         }
@@ -186,10 +186,10 @@ pub fn start_on(
         leaving,
         closing,
         workers: threads,
-        drain,
         drained,
         access_log,
         keeper,
+        reloads,
     })
 }
 
@@ -248,6 +248,52 @@ fn places(wanted: u32) -> usize {
     wanted.min(most)
 }
 
+/// The one to show to who asks where clients come in: the first.
+fn door(listeners: &[Arc<Listening>]) -> snapshot::Door {
+    let first = listeners.first();
+    snapshot::Door {
+        at: first
+            .map(|first| first.at().to_string())
+            .unwrap_or_default(),
+        tls: first.is_some_and(|first| first.certificates().is_some()),
+    }
+}
+
+/// What puts another configuration in effect.
+fn taking(shared: Arc<Shared>, levels: Levels) -> impl FnMut(Config) -> Result<Taken, Refused> {
+    move |config| {
+        let before = shared.live().config.clone();
+        let (level, need_restart) = (config.log.level, need_restart(&before, &config));
+        if let Some(Err(error)) = config.admin_token.as_ref().map(SecretSource::resolve) {
+            return Err(format!("`admin_token`: {error}"));
+        }
+        shared.reload(config).map_err(|error| error.to_string())?;
+        // What was set by hand stays, unless this says something else.
+        if level != before.log.level {
+            levels.set(level);
+        }
+        Ok(Taken { need_restart })
+    }
+}
+
+/// Keys of which a running podgate keeps the value it was started with.
+fn need_restart(before: &Config, config: &Config) -> Vec<&'static str> {
+    let keys = [
+        ("listen", before.listen != config.listen),
+        ("admin", before.admin != config.admin),
+        ("workers", before.workers != config.workers),
+        ("state_dir", before.state_dir != config.state_dir),
+        (
+            "limits.connections",
+            before.limits.connections != config.limits.connections,
+        ),
+        ("log.format", before.log.format != config.log.format),
+        ("log.access", before.log.access != config.log.access),
+    ];
+    let differ = keys.into_iter().filter(|(_, differs)| *differs);
+    differ.map(|(key, _)| key).collect()
+}
+
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
@@ -287,6 +333,11 @@ impl Running {
         places.join(", ")
     }
 
+    /// Asks for the configuration to be read again.
+    pub fn reloads(&self) -> Reloads {
+        self.reloads.clone()
+    }
+
     /// Says on the admin port that callers are to go elsewhere, and takes their requests all the same:
     /// whoever sends them here learns of it late.
     pub fn leave(&self) {
@@ -300,7 +351,8 @@ impl Running {
         // Before the workers let go of theirs: whom the kernel lets in after that, nobody would see.
         self.listeners.send_replace(Vec::new());
         self.closing.send_replace(true);
-        let waits = self.drain - (self.drain / 10).min(LAST_WORD);
+        let drain = self.shared.live().config.timeouts.drain;
+        let waits = drain - (drain / 10).min(LAST_WORD);
         if self.drained.recv_timeout(waits) == Err(RecvTimeoutError::Timeout) {
             self.shared.end_waiting();
         }

@@ -172,7 +172,7 @@ fn no_page_shows_a_secret() {
         shown["upstream"]["api_key"]["file"],
         *path.to_string_lossy()
     );
-    assert_eq!(shown, podgate.shared.config.to_json());
+    assert_eq!(shown, podgate.shared.live().config.to_json());
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! A podgate that ends, by signal or by being killed, and the next one that takes its place: the
 //! upstream never sees more than its limit, however often that happens.
 
-use std::io::{BufRead, BufReader};
+mod process;
+
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,92 +13,11 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use podgate::emulator::limits::{Group, Limit, Limits};
-use podgate::emulator::{self, Emulator};
-use tokio::net::{TcpListener, TcpStream};
+use podgate::emulator::limits::Group;
+use process::{Podgate, folder, upstream};
+use tokio::net::TcpStream;
 
 const N: u32 = 20;
-const W: Duration = Duration::from_secs(1);
-
-/// A folder of this test's own, empty.
-fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    match std::fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
-        _ => std::fs::create_dir_all(&folder).unwrap(),
-    }
-    folder
-}
-
-/// The API with N calls a W, on a runtime of its own.
-fn upstream() -> (Emulator, SocketAddr) {
-    let mut limits = Limits::default();
-    limits[Group::Health] = Limit {
-        requests: Some(N),
-        window: W,
-        concurrency: None,
-        ..Limit::documented(Group::Health)
-    };
-    let emulator = Emulator::new(emulator::Config {
-        limits,
-        ..emulator::Config::default()
-    });
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let address = listener.local_addr().unwrap();
-    let serving = emulator.clone();
-    std::thread::spawn(move || {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_all().build().unwrap();
-        runtime.block_on(async {
-            let listener = TcpListener::from_std(listener).unwrap();
-            serving.serve(listener, std::future::pending()).await;
-        });
-    });
-    (emulator, address)
-}
-
-struct Podgate {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Podgate {
-    fn start(config: &Path) -> Self {
-        Self::start_seeing(config, |_| {})
-    }
-
-    /// Starts it; `seen` gets each line it says before it is ready.
-    fn start_seeing(config: &Path, mut seen: impl FnMut(&str)) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_podgate"))
-            .arg("serve")
-            .arg("--config")
-            .arg(config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut lines = lines.map(Result::unwrap);
-        let ready = lines.find_map(|line| {
-            seen(&line);
-            let rest = line.split_once("ready on http://")?.1;
-            Some(rest.split(',').next()?.parse().unwrap())
-        });
-        std::thread::spawn(move || lines.for_each(drop));
-        Self {
-            child,
-            address: ready.expect("it gets ready"),
-        }
-    }
-
-    fn end(mut self, signal: &str) {
-        let id = self.child.id().to_string();
-        let sent = Command::new("kill").args([signal, &id]).status().unwrap();
-        assert!(sent.success());
-        self.child.wait().unwrap();
-    }
-}
 
 /// Calls `address` for as long as it answers and nobody says to stop; counts what was forwarded.
 async fn call_on(address: SocketAddr, stop: Arc<AtomicBool>, forwarded: Arc<AtomicUsize>) {
@@ -128,7 +46,7 @@ async fn call_on(address: SocketAddr, stop: Arc<AtomicBool>, forwarded: Arc<Atom
 
 /// Six lives under full load, each ended by `signal`; what the upstream saw of it.
 async fn lives(name: &str, signal: &str, remembers: bool) -> (u64, u64, usize) {
-    let (emulator, upstream) = upstream();
+    let (emulator, upstream) = upstream(Group::Health, N, None);
     let folder = folder(name);
     let config = folder.join("podgate.yaml");
     let state = if remembers { "state_dir: state\n" } else { "" };

@@ -7,12 +7,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use http::header::HOST;
+use http::header::{HOST, ORIGIN};
 use http::request;
 
 /// Below these nobody can register a name: RFC 6761, RFC 6762, ICANN's reserved `internal`, and the
 /// services of a Kubernetes cluster.
 const PRIVATE: [&str; 5] = [".localhost", ".test", ".local", ".internal", ".svc"];
+
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// Whether every host that `request` names is one of ours. A request that names none is older than
 /// browsers are.
@@ -23,6 +25,21 @@ pub(super) fn known(request: &request::Parts, configured: &[String]) -> bool {
     fields
         .chain(target)
         .all(|host| is_ours(&name(host), configured))
+}
+
+/// Whether a web page of another origin sent it: a browser lets any page post to a door it cannot
+/// read from, and says so.
+pub(super) fn of_another_page(request: &request::Parts) -> bool {
+    let field = |name| {
+        let value = request.headers.get(name);
+        value.map(|value: &http::HeaderValue| value.to_str().unwrap_or("?"))
+    };
+    let foreign_site =
+        field(SEC_FETCH_SITE).is_some_and(|site| !["same-origin", "none"].contains(&site));
+    let own = field(HOST.as_str());
+    let foreign_origin = field(ORIGIN.as_str())
+        .is_some_and(|origin| origin.split_once("://").map(|(_, host)| host) != own);
+    foreign_site || foreign_origin
 }
 
 /// Without its port, in lower case.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::admission::clock::Clock;
 use crate::admission::permit::Permit;
+use crate::config::policy::GroupPolicy;
 use crate::limit::fair_queue::{Waiter, WaiterId};
 use crate::limit::flow::FlowId;
 use crate::limit::ladder::Cause;
@@ -315,6 +316,14 @@ impl LaneCell {
 
     pub(super) fn give_back(self: &Arc<Self>, slot: Slot, end: End) {
         self.event(|lane, now| lane.give_back(slot, end, now));
+    }
+
+    /// Other limits: its past and those who wait stay.
+    pub(super) fn retune(self: &Arc<Self>, policy: &GroupPolicy) {
+        let GroupPolicy {
+            quota, queue, mode, ..
+        } = policy;
+        self.event(|lane, now| lane.retune(*quota, *queue, *mode, now));
     }
 
     /// Whether it could be forgotten without anybody noticing.

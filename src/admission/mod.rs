@@ -16,7 +16,8 @@ use parking_lot::RwLock;
 
 use crate::admission::clock::Clock;
 use crate::admission::lane::LaneCell;
-use crate::config::policy::GroupPolicy;
+use crate::config::Config;
+use crate::config::policy::{GroupPolicy, GroupVerdict};
 use crate::limit::flow::FlowId;
 use crate::limit::lane::Shed;
 use crate::limit::local::{LocalLane, Recalled};
@@ -55,8 +56,6 @@ pub struct Admission {
 struct Shared {
     clock: Clock,
     metrics: Metrics,
-    /// The most lanes with a life of their own.
-    capacity: usize,
     hasher: RandomState,
     /// The past of lanes that are new here, as of `ended`.
     unseen: Past,
@@ -67,8 +66,11 @@ struct Shared {
 
 type ByGroup = [Option<Arc<LaneCell>>; Group::ALL.len()];
 
-#[derive(Default)]
 struct Lanes {
+    /// The most of them with a life of their own.
+    capacity: usize,
+    /// What new lanes are made by, since there was a reload: who asks may have begun before it.
+    config: Option<Arc<Config>>,
     by_account: HashMap<Account, HashMap<Box<str>, ByGroup>>,
     count: usize,
     /// What endpoints past the cap share.
@@ -80,6 +82,25 @@ struct Lanes {
 impl Lanes {
     fn find(&self, account: Account, endpoint: &str, group: Group) -> Option<Arc<LaneCell>> {
         self.by_account.get(&account)?.get(endpoint)?[group.index()].clone()
+    }
+
+    fn is_full(&self) -> bool {
+        self.count >= self.capacity
+    }
+
+    /// Every lane, with the endpoint of those that belong to one.
+    fn all(&self) -> impl Iterator<Item = (Account, Option<&str>, &Arc<LaneCell>)> {
+        let endpoints = self.by_account.iter().flat_map(|(account, endpoints)| {
+            endpoints
+                .iter()
+                .map(move |(endpoint, groups)| (*account, endpoint, groups))
+        });
+        let own = endpoints.flat_map(|(account, endpoint, groups)| {
+            let lanes = groups.iter().flatten();
+            lanes.map(move |lane| (account, Some(&**endpoint), lane))
+        });
+        let shared = self.overflow.iter();
+        own.chain(shared.map(|((account, _), lane)| (*account, None, lane)))
     }
 }
 
@@ -139,23 +160,63 @@ impl Admission {
             shared: Arc::new(Shared {
                 clock,
                 metrics,
-                capacity,
                 hasher: RandomState::new(),
                 unseen: before.unseen.clone(),
                 ended: clock.now().before(before.elapsed),
-                lanes: RwLock::default(),
+                lanes: RwLock::new(Lanes {
+                    capacity,
+                    config: None,
+                    by_account: HashMap::new(),
+                    count: 0,
+                    overflow: HashMap::new(),
+                    made: 0,
+                    swept: None,
+                }),
             }),
         }
     }
 
+    /// Another configuration: every lane goes on by its limits, with the past and the waiters it has,
+    /// and endpoints that it names have lanes from the start.
+    pub fn retune(&self, config: Arc<Config>) {
+        let mut lanes = self.shared.lanes.write();
+        lanes.capacity = config.limits.lanes as usize;
+        for (_, endpoint, lane) in lanes.all() {
+            // A group that is rejected from here on keeps its limits for who is still in it.
+            if let GroupVerdict::Policy(policy) = limits(&config, endpoint, lane.group()) {
+                lane.retune(policy);
+            }
+        }
+        lanes.config = Some(config.clone());
+        drop(lanes);
+        self.expect(&config);
+    }
+
+    /// Makes the lanes and the series of the endpoints that `config` names.
+    pub fn expect(&self, config: &Config) {
+        let metrics = &self.shared.metrics;
+        for endpoint in config.named_endpoints() {
+            metrics.expect(&metrics.endpoint(endpoint));
+            for group in Group::ALL {
+                if let GroupVerdict::Policy(policy) = config.group(endpoint, group) {
+                    self.lane(Account::default(), endpoint, group, policy);
+                }
+            }
+        }
+    }
+
     /// Makes a lane that goes on from where it was left. Only before it is asked for.
-    pub fn recall(&self, remembered: &Remembered, policy: &GroupPolicy) {
+    pub fn recall(&self, remembered: &Remembered, config: &Config) {
         let shared = &self.shared;
         let mut lanes = shared.lanes.write();
         let Remembered { account, group, .. } = *remembered;
         let memory = &remembered.memory;
-        match &remembered.endpoint {
-            Some(endpoint) if lanes.count < shared.capacity => {
+        let endpoint = remembered.endpoint.as_deref();
+        let GroupVerdict::Policy(policy) = limits(config, endpoint, group) else {
+            return;
+        };
+        match endpoint {
+            Some(endpoint) if !lanes.is_full() => {
                 shared.own(&mut lanes, account, endpoint, group, policy, memory);
             }
             _ => {
@@ -198,24 +259,12 @@ impl Admission {
     /// Every lane, in no order.
     pub fn list(&self) -> Vec<Listed> {
         let lanes = self.shared.lanes.read();
-        let endpoints = lanes.by_account.iter().flat_map(|(account, endpoints)| {
-            endpoints
-                .iter()
-                .map(move |(endpoint, groups)| (*account, endpoint, groups))
-        });
-        let own = endpoints.flat_map(|(account, endpoint, groups)| {
-            groups.iter().flatten().map(move |lane| Listed {
-                account,
-                endpoint: Some(endpoint.clone()),
-                lane: lane.clone(),
-            })
-        });
-        let shared = lanes.overflow.iter().map(|((account, _), lane)| Listed {
-            account: *account,
-            endpoint: None,
+        let listed = |(account, endpoint, lane): (_, Option<&str>, &Arc<LaneCell>)| Listed {
+            account,
+            endpoint: endpoint.map(Box::from),
             lane: lane.clone(),
-        });
-        own.chain(shared).collect()
+        };
+        lanes.all().map(listed).collect()
     }
 
     /// Brings what the metrics say of lanes up to now: called before a page is written.
@@ -256,6 +305,11 @@ impl Admission {
     }
 }
 
+/// What a lane is allowed. Endpoints past the cap have the limits of one that has no name.
+fn limits<'a>(config: &'a Config, endpoint: Option<&str>, group: Group) -> GroupVerdict<'a> {
+    config.group(endpoint.unwrap_or_default(), group)
+}
+
 impl Shared {
     fn make(
         &self,
@@ -265,8 +319,13 @@ impl Shared {
         group: Group,
         policy: &GroupPolicy,
     ) -> Arc<LaneCell> {
+        let config = lanes.config.clone();
+        let policy = match config.as_ref().map(|config| config.group(endpoint, group)) {
+            Some(GroupVerdict::Policy(policy)) => policy,
+            _ => policy,
+        };
         let now = self.clock.now();
-        if lanes.count >= self.capacity {
+        if lanes.is_full() {
             self.sweep(lanes, now);
         }
         // What this endpoint did through the lane it shared is not known apart: while anybody waits
@@ -276,7 +335,7 @@ impl Shared {
             Arc::strong_count(lane) > 1 || lane.view().snapshot.permits_in_use > 0
         });
         let shared = lanes.overflow.get(&(account, group)).cloned();
-        if lanes.count >= self.capacity || busy {
+        if lanes.is_full() || busy {
             return shared.unwrap_or_else(|| {
                 let lane = self.cell(lanes, None, group, policy, &self.new_here());
                 lanes.overflow.insert((account, group), lane.clone());

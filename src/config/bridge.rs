@@ -35,6 +35,7 @@ pub(super) struct Places {
     pub replicas: Place,
     pub url: Place,
     pub api_key: Place,
+    pub admin_token: Place,
     pub per_request: Place,
     pub body_idle: Place,
     pub sni: Place,
@@ -50,6 +51,7 @@ impl Places {
             replicas: Place::Nowhere,
             url: Place::Nowhere,
             api_key: Place::Nowhere,
+            admin_token: Place::Nowhere,
             per_request: Place::Nowhere,
             body_idle: Place::Nowhere,
             sni: Place::Nowhere,
@@ -91,6 +93,10 @@ pub(super) fn write_over(
     if let Some(at) = entries.get("admin_hosts") {
         let hosts = at.items(faults).into_iter();
         config.admin_hosts = hosts.filter_map(|item| host(&item, faults)).collect();
+    }
+    if let Some(at) = entries.get("admin_token") {
+        places.admin_token = at.key_place();
+        config.admin_token = secret(at, folder, faults);
     }
     if let Some(at) = entries.get("upstream") {
         upstream(&mut config.upstream, at, folder, &mut places, faults);
@@ -198,7 +204,7 @@ fn upstream(
     });
     if let Some(at) = entries.get("api_key") {
         places.api_key = at.key_place();
-        if let Some(source) = api_key(at, folder, faults) {
+        if let Some(source) = secret(at, folder, faults) {
             upstream.api_key = Some(source);
         }
     }
@@ -232,13 +238,13 @@ fn upstream(
     }
 }
 
-/// `{ file: … }` or `{ env: … }`. The key itself is never taken, and never repeated.
-fn api_key(at: &At<'_>, folder: &Path, faults: &mut Vec<Fault>) -> Option<SecretSource> {
+/// `{ file: … }` or `{ env: … }`. The secret itself is never taken, and never repeated.
+fn secret(at: &At<'_>, folder: &Path, faults: &mut Vec<Fault>) -> Option<SecretSource> {
     const FORMS: &str = "`{ file: PATH }` or `{ env: NAME }`";
     if !matches!(at.value, Value::Map(_)) {
         let fault = at.key_fault(format!("expected {FORMS}"));
-        let fault = fault.label("a key itself does not belong in this file");
-        faults.push(fault.help("put the key into a file of its own that only podgate may read"));
+        let fault = fault.label("a secret itself does not belong in this file");
+        faults.push(fault.help("put it into a file of its own that only podgate may read"));
         return None;
     }
     let before = faults.len();
@@ -338,4 +344,5 @@ fn log(log: &mut Log, at: &At<'_>, faults: &mut Vec<Fault>) {
         at.word(&LogLevel::WORDS, faults)
     });
     entries.set("access", &mut log.access, |at| at.flag(faults));
+    entries.set("sample", &mut log.sample, |at| at.whole(faults));
 }

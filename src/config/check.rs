@@ -13,6 +13,7 @@ use super::overrides::Overrides;
 use super::policy::GroupVerdict;
 use super::process::Scheme;
 use super::reading::{Reading, read_file};
+use super::secret::SecretSource;
 use super::{Config, LoadError, table};
 use crate::limit::quota::Rate;
 use crate::operation::Group;
@@ -77,15 +78,19 @@ pub fn check_text(
 fn warnings(reading: &Reading<'_>) -> Vec<Fault> {
     let (config, places) = (&reading.config, &reading.places);
     let mut found = Vec::new();
-    if let Some(source) = &config.upstream.api_key
-        && let Err(error) = source.resolve()
-    {
-        let fault = Fault::new(
-            places.api_key.clone(),
+    let secrets = [
+        (
             "upstream.api_key",
-            error.to_string(),
-        );
-        found.push(fault.label("podgate would not start here").warning());
+            &config.upstream.api_key,
+            &places.api_key,
+        ),
+        ("admin_token", &config.admin_token, &places.admin_token),
+    ];
+    for (key, source, place) in secrets {
+        if let Some(Err(error)) = source.as_ref().map(SecretSource::resolve) {
+            let fault = Fault::new(place.clone(), key, error.to_string());
+            found.push(fault.label("podgate would not start here").warning());
+        }
     }
     for (nth, (path, place)) in config
         .upstream

@@ -228,6 +228,11 @@ pub(super) static ROOT: Level = Level {
             "Further names by which operators call it, `*` for any; see Security",
         ),
         Key::new(
+            "admin_token",
+            Kind::OneOf(&ADMIN_TOKEN),
+            "What operators show as `Authorization: Bearer`; without it anybody reads who reaches it, and changes come from this host only",
+        ),
+        Key::new(
             "workers",
             Kind::Whole(WORKERS),
             "Worker threads; without it as many as there are cores",
@@ -385,6 +390,18 @@ pub(super) static API_KEY: Level = Level {
     ],
 };
 
+pub(super) static ADMIN_TOKEN: Level = Level {
+    name: "admin_token",
+    keys: &[
+        Key::new("file", Kind::Path, "The file that holds the token"),
+        Key::new(
+            "env",
+            Kind::Variable,
+            "The environment variable that holds the token",
+        ),
+    ],
+};
+
 pub(super) static TIMEOUTS: Level = Level {
     name: "timeouts",
     keys: &[
@@ -473,6 +490,11 @@ pub(super) static LOG: Level = Level {
             "The least severe of podgate's own messages",
         ),
         Key::new("access", Kind::Flag, "One line for each request, on stdout"),
+        Key::new(
+            "sample",
+            Kind::Whole(1..=1_000_000),
+            "Of requests that the upstream answered with a status below 400, one in so many has its line; others always",
+        ),
     ],
 };
 
@@ -612,8 +634,9 @@ pub(super) static ENDPOINT: Level = Level {
 };
 
 /// All levels a user's file has, for keys that stand at the wrong one.
-pub(super) static LEVELS: [&Level; 14] = [
+pub(super) static LEVELS: [&Level; 15] = [
     &ROOT,
+    &ADMIN_TOKEN,
     &UPSTREAM,
     &API_KEY,
     &TIMEOUTS,

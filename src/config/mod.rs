@@ -38,6 +38,7 @@ use overrides::Overrides;
 use policy::{EndpointRule, GroupTable, GroupVerdict};
 use process::{Answers, Buffers, Limits, Log, Timeouts, Upstream};
 use reading::{Reading, read_file};
+use secret::SecretSource;
 
 use crate::operation::Group;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Further names by which operators call it, in lower case; `*`: any.
     pub admin_hosts: Vec<String>,
+    /// What operators show; `None`: nothing, but changes are taken from this host only.
+    pub admin_token: Option<SecretSource>,
     /// Threads; `None`: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
     /// How many podgates spend the account's budget, each its share of it.
@@ -88,6 +91,7 @@ impl Config {
             listen: vec![Listener::loopback(8080)],
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
             admin_hosts: Vec::new(),
+            admin_token: None,
             workers: None,
             replicas: NonZeroU32::MIN,
             state_dir: None,
@@ -159,6 +163,18 @@ impl Config {
             .iter()
             .find(|rule| rule.pattern.matches(endpoint));
         rule.map_or(&self.groups, |rule| &rule.groups).get(group)
+    }
+
+    /// Further files whose contents are part of what is configured.
+    pub fn files(&self) -> Vec<&PathBuf> {
+        let Upstream {
+            api_key, trust_ca, ..
+        } = &self.upstream;
+        let key = match api_key {
+            Some(SecretSource::File(file)) => Some(file),
+            _ => None,
+        };
+        key.into_iter().chain(trust_ca).collect()
     }
 
     /// Endpoints that are named as such, not by a shape of names.

@@ -335,6 +335,8 @@ pub struct Log {
     pub level: LogLevel,
     /// One line for each request.
     pub access: bool,
+    /// Of requests that went well, one in so many has its line.
+    pub sample: u64,
 }
 
 impl Default for Log {
@@ -343,6 +345,7 @@ impl Default for Log {
             format: LogFormat::default(),
             level: LogLevel::default(),
             access: true,
+            sample: 1,
         }
     }
 }

@@ -38,10 +38,12 @@ pub fn json() -> Value {
             }
         }
     }
-    if let Some(Value::Object(key)) = defs.get_mut(definition(&super::keys::API_KEY)) {
-        key.insert("minProperties".into(), json!(1));
-        key.insert("maxProperties".into(), json!(1));
-        key.insert("type".into(), json!("object"));
+    for level in [&super::keys::API_KEY, &super::keys::ADMIN_TOKEN] {
+        if let Some(Value::Object(secret)) = defs.get_mut(definition(level)) {
+            secret.insert("minProperties".into(), json!(1));
+            secret.insert("maxProperties".into(), json!(1));
+            secret.insert("type".into(), json!("object"));
+        }
     }
     for (level, required) in [(&LISTENER, &["at"][..]), (&LISTENER_TLS, &["cert", "key"])] {
         if let Some(Value::Object(map)) = defs.get_mut(definition(level)) {

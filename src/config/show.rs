@@ -59,6 +59,7 @@ impl Config {
                 "format": word(&LogFormat::WORDS, self.log.format),
                 "level": word(&LogLevel::WORDS, self.log.level),
                 "access": self.log.access,
+                "sample": self.log.sample,
             },
             "groups": groups(&self.groups, |_| true),
             "endpoints": self.endpoints.iter().map(|rule| {
@@ -77,10 +78,10 @@ impl Config {
             shown["upstream"]["sni"] = json!(name);
         }
         if let Some(source) = &upstream.api_key {
-            shown["upstream"]["api_key"] = match source {
-                SecretSource::File(path) => json!({ "file": path.to_string_lossy() }),
-                SecretSource::Env(name) => json!({ "env": name }),
-            };
+            shown["upstream"]["api_key"] = secret(source);
+        }
+        if let Some(source) = &self.admin_token {
+            shown["admin_token"] = secret(source);
         }
         shown
     }
@@ -112,6 +113,14 @@ fn listener(listener: &Listener) -> Value {
         });
     }
     shown
+}
+
+/// Where it is kept.
+fn secret(source: &SecretSource) -> Value {
+    match source {
+        SecretSource::File(path) => json!({ "file": path.to_string_lossy() }),
+        SecretSource::Env(name) => json!({ "env": name }),
+    }
 }
 
 /// The word of a closed set.

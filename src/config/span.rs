@@ -187,7 +187,9 @@ fn sounds_secret(key: &str) -> bool {
     const NAMES: [&str; 5] = ["apikey", "token", "secret", "password", "authorization"];
     let letters = key.bytes().filter(u8::is_ascii_alphanumeric);
     let name: String = letters.map(|b| b.to_ascii_lowercase() as char).collect();
-    let like = |known: &str| strsim::damerau_levenshtein(&name, known) <= known.len() / 4;
+    let like = |known: &str| {
+        name.contains(known) || strsim::damerau_levenshtein(&name, known) <= known.len() / 4
+    };
     name == "key" || NAMES.into_iter().any(like)
 }
 
@@ -324,6 +326,7 @@ mod tests {
     fn secrets_are_covered_wherever_they_stand() {
         for text in [
             "api_key: hunter2\n",
+            "admin_token: hunter2\n",
             "a: [{ Api-Key: 'hunter2', b: c }]\n",
             "api_key:\n  hunter2\n  hunter2\nb: c\n",
             "api_key: >-\n  hunter2\n\n   hunter2\nb: c\n",

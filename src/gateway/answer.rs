@@ -57,6 +57,7 @@ impl Rejection {
             Rejection::Payload(PayloadError::TooLarge { .. }) => Outcome::PayloadTooLarge,
             Rejection::Payload(PayloadError::TooSlow) => Outcome::ClientTimeout,
             Rejection::Payload(PayloadError::Malformed(_)) => Outcome::BadRequest,
+            Rejection::Payload(PayloadError::ClientGone) => Outcome::ClientGone,
             Rejection::Shed(shed) => (*shed).into(),
             Rejection::Upstream(UpstreamError::Unreachable(_)) => Outcome::UpstreamUnreachable,
             Rejection::Upstream(UpstreamError::Broke(_)) => Outcome::UpstreamBroke,
@@ -74,7 +75,9 @@ impl Rejection {
             self,
             Rejection::Head(_)
                 | Rejection::Unclassified(Unclassified::Unserved)
-                | Rejection::Payload(PayloadError::TooSlow | PayloadError::Malformed(_))
+                | Rejection::Payload(
+                    PayloadError::TooSlow | PayloadError::Malformed(_) | PayloadError::ClientGone
+                )
                 | Rejection::ClientGone
         )
     }

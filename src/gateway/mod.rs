@@ -3,6 +3,7 @@
 pub mod stream;
 pub mod presence;
 pub mod request_id;
+pub mod trace;
 pub mod framing;
 pub mod head;
 pub mod target;
@@ -23,6 +24,7 @@ pub mod ahead;
 pub mod body;
 pub mod pool;
 pub mod upstream;
+pub mod live;
 pub mod feedback;
 pub mod limit_fields;
 pub mod answer;
@@ -30,6 +32,7 @@ pub mod record;
 pub mod stack;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
@@ -42,22 +45,20 @@ use crate::admission::lane::Ask;
 use crate::admission::{Account, Admission, Before};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
-use crate::config::secret::Secret;
 use crate::gateway::ahead::Ahead;
 use crate::gateway::answer::Rejection;
 use crate::gateway::authorize::Accepted;
 use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
-use crate::gateway::connect::SetupError;
 use crate::gateway::feedback::Judged;
 use crate::gateway::fields::Hop;
 use crate::gateway::inbound::Inbound;
+use crate::gateway::live::{Live, LiveError};
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
-use crate::gateway::record::{Record, Recorded};
+use crate::gateway::record::{Names, Record, Recorded};
 use crate::gateway::request_id::{RequestIds, X_REQUEST_ID};
-use crate::gateway::tls::Complaints;
-use crate::gateway::upstream::Upstream;
+use crate::gateway::trace::Traces;
 use crate::limit::ledger::Call;
 use crate::limit::quota::Mode;
 use crate::metrics::Metrics;
@@ -65,91 +66,74 @@ use crate::operation::{Group, Operation};
 
 /// What all workers share.
 pub struct Shared {
-    pub config: Config,
+    live: watch::Sender<Arc<Live>>,
     pub admission: Admission,
     pub metrics: Metrics,
     access_log: AccessLog,
     request_ids: RequestIds,
+    traces: Traces,
     accepted: Accepted,
     budget: Budget,
-    complaints: Complaints,
-    host: HeaderValue,
     hop: Hop,
-    authorization: Option<HeaderValue>,
+    /// Requests that went well, for the log to take some of.
+    went_well: AtomicU64,
     /// Turns true when nobody may wait any longer.
     ending: watch::Sender<bool>,
 }
 
-/// A secret or a host that no header field can carry.
-#[derive(Debug, thiserror::Error)]
-#[error("{0} cannot stand in a header field")]
-pub struct NoField(&'static str);
-
 impl Shared {
-    /// `key`: put into every request in the place of what the client sent. `before`: what an earlier
-    /// process has left. Endpoints that the
-    /// configuration names have their lanes and series from the start.
-    ///
-    /// # Errors
-    /// [`NoField`]: as it says.
-    pub fn new(
-        config: Config,
-        key: Option<&Secret>,
-        metrics: Metrics,
-        access_log: AccessLog,
-        before: &Before,
-    ) -> Result<Self, NoField> {
-        let host = HeaderValue::try_from(config.upstream.target.authority())
-            .map_err(|_| NoField("the upstream's host"))?;
-        let field = |key: &Secret| {
-            let mut field = HeaderValue::try_from(format!("Bearer {}", key.expose()))
-                .map_err(|_| NoField("the API key"))?;
-            field.set_sensitive(true);
-            Ok(field)
-        };
+    /// `before`: what an earlier process has left. Endpoints that the configuration names have their
+    /// lanes and series from the start.
+    pub fn new(live: Live, metrics: Metrics, access_log: AccessLog, before: &Before) -> Self {
+        let config = &live.config;
         let admission = Admission::after(before, config.limits.lanes as usize, metrics.clone());
         for lane in &before.lanes {
-            // Endpoints past the cap have the limits that no rule matches.
-            let endpoint = lane.endpoint.as_deref().unwrap_or_default();
-            if let GroupVerdict::Policy(policy) = config.group(endpoint, lane.group) {
-                admission.recall(lane, policy);
-            }
+            admission.recall(lane, config);
         }
-        for endpoint in config.named_endpoints() {
-            metrics.expect(&metrics.endpoint(endpoint));
-            for group in Group::ALL {
-                if let GroupVerdict::Policy(policy) = config.group(endpoint, group) {
-                    admission.lane(Account::default(), endpoint, group, policy);
-                }
-            }
-        }
-        Ok(Self {
+        admission.expect(config);
+        Self {
+            live: watch::Sender::new(Arc::new(live)),
             admission,
             access_log,
             request_ids: RequestIds::default(),
+            traces: Traces::default(),
             accepted: Accepted::default(),
             budget: Budget::new(metrics.buffered().clone()),
-            complaints: Complaints::default(),
-            host,
             hop: Hop::fresh(),
-            authorization: key.map(field).transpose()?,
+            went_well: AtomicU64::new(0),
             metrics,
-            config,
             ending: watch::Sender::new(false),
-        })
+        }
+    }
+
+    /// What is in effect now.
+    pub fn live(&self) -> Arc<Live> {
+        self.live.borrow().clone()
+    }
+
+    /// Puts another configuration in effect, in one step for whoever asks from here on. Lanes keep
+    /// their history and those who wait in them.
+    ///
+    /// # Errors
+    /// [`LiveError`]: nothing has changed.
+    pub fn reload(&self, config: Config) -> Result<(), LiveError> {
+        let before = self.live();
+        let live = Live::new(config, before.workers(), Some(&before))?;
+        let config = live.config.clone();
+        self.live.send_replace(Arc::new(live));
+        // After it: whoever finds the new limits of a lane finds the rest of them too.
+        self.admission.retune(config);
+        Ok(())
     }
 
     /// How far answers are read ahead.
-    fn ahead(&self) -> Ahead {
-        let Config {
-            buffers, timeouts, ..
-        } = &self.config;
+    fn ahead(&self, config: &Config) -> Ahead {
         Ahead {
-            buffer: buffers.per_request,
-            total: buffers.total,
+            buffer: config.buffers.per_request,
+            total: config.buffers.total,
             budget: self.budget.clone(),
-            idle: self.config.upstream.idle_timeout,
-            least_in: timeouts.write,
+            idle: config.upstream.idle_timeout,
+            least_in: config.timeouts.write,
         }
     }
 
@@ -169,20 +153,24 @@ impl Shared {
 #[derive(Clone)]
 pub struct Gateway {
     shared: Arc<Shared>,
-    upstream: Upstream,
+    worker: usize,
 }
 
 impl Gateway {
-    /// # Errors
-    /// [`SetupError`]: the upstream could never be reached as configured.
-    pub fn new(shared: Arc<Shared>) -> Result<Self, SetupError> {
-        let upstream = Upstream::new(&shared.config.upstream, shared.complaints.clone())?;
-        Ok(Self { shared, upstream })
+    /// The one of this worker, counted from 0.
+    pub fn new(shared: Arc<Shared>, worker: usize) -> Self {
+        Self { shared, worker }
+    }
+
+    /// The configuration in effect now.
+    pub fn config(&self) -> Arc<Config> {
+        self.shared.live.borrow().config.clone()
     }
 
     /// Answers one request, whatever happens.
     pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
         let (head, body) = request.into_parts();
+        let live = self.shared.live();
         let mut record = Record::begin(&self.shared, &head, caller.address);
         let mut body = Inbound::new(body, head::waits_to_be_asked(&head));
         let asked = body.asked();
@@ -194,12 +182,12 @@ impl Gateway {
             }
             Ok(()) => tokio::select! {
                 biased;
-                answered = self.answer(head, body, caller, &mut record) => answered,
+                answered = self.answer(&live, head, body, caller, &mut record) => answered,
                 () = caller.gone() => Err(Rejection::ClientGone),
             },
         };
         let ends = answered.as_ref().is_err_and(Rejection::ends_the_connection);
-        let mut response = record.finish(answered);
+        let mut response = record.finish(answered, &live.config.answers);
         if ends || asked.waits() {
             caller.leave_unread();
             let close = HeaderValue::from_static("close");
@@ -211,24 +199,26 @@ impl Gateway {
     /// The page: a request's way, top to bottom.
     async fn answer(
         &self,
+        live: &Live,
         head: request::Parts,
         body: Inbound,
         caller: &Caller,
         record: &mut Record,
     ) -> Result<Response<Answer>, Rejection> {
         let shared = &*self.shared;
+        let config = &*live.config;
         let target = target::of(&head.method, &head.uri)?;
         let Classified {
             operation,
             endpoint,
         } = classify::operation(&head.method, target.path())?;
         let group = operation.group();
-        let GroupVerdict::Policy(policy) = shared.config.group(endpoint, group) else {
+        let GroupVerdict::Policy(policy) = config.group(endpoint, group) else {
             return Err(Rejection::OtherRejected);
         };
         record.classified(operation);
         // With a key of our own in its place the upstream accepts whatever a client makes up.
-        let credential = match shared.authorization {
+        let credential = match live.authorization {
             None => shared.accepted.credential(&head.headers),
             Some(_) => None,
         };
@@ -238,8 +228,8 @@ impl Gateway {
 
         let terms = Terms {
             max_body: policy.max_body,
-            buffers: shared.config.buffers,
-            timeouts: shared.config.timeouts,
+            buffers: config.buffers,
+            timeouts: config.timeouts,
         };
         let ask = Ask {
             flow,
@@ -271,7 +261,7 @@ impl Gateway {
         let once = payload.is_streamed();
         // Where nothing is enforced, nothing is held up: not even for its own good.
         let repeats = operation.repeats() && !once && policy.mode == Mode::Enforce;
-        let request_id = record.request_id().clone();
+        let names = record.names();
         let mut refused = None;
         loop {
             let waits = record.waits();
@@ -290,15 +280,16 @@ impl Gateway {
             if caller.is_gone() {
                 return Err(Rejection::ClientGone);
             }
-            let request = || self.request(&head, target, &request_id, payload.outgoing()?);
+            let request = || self.request(live, &head, target, &names, payload.outgoing()?);
             let goes = record.goes();
-            let sent = self.upstream.send(permit, request, once, patience).await;
+            let upstream = live.upstream(self.worker);
+            let sent = upstream.send(permit, request, once, patience).await;
             drop(goes);
             let answered = sent.map_err(|error| blame(&payload, error))?;
             let status = answered.0.status().as_u16();
             record.upstream_answered(status);
             shared.accepted.answered(credential, status);
-            match feedback::judge(answered, &shared.ahead(), repeats).await? {
+            match feedback::judge(answered, &shared.ahead(config), repeats).await? {
                 Judged::Answer(answer) => return Ok(answer),
                 Judged::Again(answer) => refused = Some(answer),
             }
@@ -308,34 +299,35 @@ impl Gateway {
     /// The request as the upstream gets it: the target byte for byte as it was classified.
     fn request(
         &self,
+        live: &Live,
         head: &request::Parts,
         target: &PathAndQuery,
-        request_id: &HeaderValue,
+        names: &Names,
         body: Outgoing,
     ) -> Option<Request<Outgoing>> {
-        let shared = &*self.shared;
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
-        *request.uri_mut() = self.target(target)?;
+        *request.uri_mut() = upstream_target(&live.config, target)?;
         *request.headers_mut() = head.headers.clone();
         let headers = request.headers_mut();
-        fields::towards_upstream(headers, head.version, &shared.host, &shared.hop);
-        headers.insert(X_REQUEST_ID, request_id.clone());
-        if let Some(authorization) = &shared.authorization {
+        fields::towards_upstream(headers, head.version, &live.host, &self.shared.hop);
+        headers.insert(X_REQUEST_ID, names.request_id.clone());
+        trace::put(headers, names.trace.clone());
+        if let Some(authorization) = &live.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
         debug_assert!(headers.contains_key(HOST));
         Some(request)
     }
+}
 
-    fn target(&self, asked: &PathAndQuery) -> Option<Uri> {
-        let prefix = &self.shared.config.upstream.target.prefix;
-        let target = match prefix.is_empty() {
-            true => asked.clone(),
-            false => PathAndQuery::try_from(format!("{prefix}{asked}")).ok()?,
-        };
-        Some(Uri::from(target))
-    }
+fn upstream_target(config: &Config, asked: &PathAndQuery) -> Option<Uri> {
+    let prefix = &config.upstream.target.prefix;
+    let target = match prefix.is_empty() {
+        true => asked.clone(),
+        false => PathAndQuery::try_from(format!("{prefix}{asked}")).ok()?,
+    };
+    Some(Uri::from(target))
 }
 
 /// Only the status group mixes held and short calls: elsewhere there is nobody to keep permits for.

@@ -1,6 +1,7 @@
 //! The request's body: refused before a byte is read where its size is declared, held up to a
 //! bound before a permit is asked for, streamed beyond it and cut where it passes its limit.
 
+use std::error::Error;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +24,8 @@ pub enum PayloadError {
     TooSlow,
     #[error("the body breaks its framing: {0}")]
     Malformed(String),
+    #[error("the client has left in the middle of its body")]
+    ClientGone,
 }
 
 /// What one request may send, and how long it may take.
@@ -215,6 +218,22 @@ pub async fn receive(
     })
 }
 
+/// Why a body ends before its end.
+fn broken(error: &hyper::Error) -> PayloadError {
+    let source = error
+        .source()
+        .and_then(|source| source.downcast_ref::<h2::Error>());
+    let left = match source {
+        // What we find wrong ourselves is not remote.
+        Some(error) => error.is_remote() || error.is_io(),
+        None => error.is_incomplete_message(),
+    };
+    match left {
+        true => PayloadError::ClientGone,
+        false => PayloadError::Malformed(error.to_string()),
+    }
+}
+
 /// A body as it is read, within its bounds.
 struct Reader {
     inbound: Inbound,
@@ -233,7 +252,7 @@ impl Reader {
             return Poll::Ready(Some(Err(PayloadError::TooSlow)));
         };
         let chunk = chunk.map(|chunk| {
-            let chunk = chunk.map_err(|error| PayloadError::Malformed(error.to_string()))?;
+            let chunk = chunk.map_err(|error| broken(&error))?;
             let length = chunk.len() as u64;
             self.pace.came(length);
             let left = self.left.checked_sub(length);

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
@@ -15,11 +16,13 @@ use tokio::time::Instant;
 
 use crate::access_log::Entry;
 use crate::admission::lane::LaneCell;
+use crate::config::process::Answers;
 use crate::gateway::Shared;
 use crate::gateway::answer::{Lane, Rejection};
 use crate::gateway::body::{Answer, Cut};
 use crate::gateway::limit_fields;
 use crate::gateway::request_id::X_REQUEST_ID;
+use crate::gateway::trace;
 use crate::metrics::endpoint::EndpointMetrics;
 use crate::metrics::times::Times;
 use crate::operation::Operation;
@@ -28,6 +31,13 @@ use crate::outcome::Outcome;
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+/// By what a request is found in logs, here and upstream.
+#[derive(Clone, Debug)]
+pub struct Names {
+    pub request_id: HeaderValue,
+    pub trace: HeaderValue,
+}
+
 /// One request's record. Dropped, it is closed: without an answer the client is gone.
 pub struct Record {
     shared: Arc<Shared>,
@@ -35,7 +45,7 @@ pub struct Record {
     client: Option<IpAddr>,
     method: Method,
     target: Uri,
-    request_id: HeaderValue,
+    names: Names,
     operation: Option<Operation>,
     lane: Option<Arc<LaneCell>>,
     received: u64,
@@ -57,7 +67,10 @@ impl Record {
             client,
             method: head.method.clone(),
             target: head.uri.clone(),
-            request_id: shared.request_ids.of(&head.headers),
+            names: Names {
+                request_id: shared.request_ids.of(&head.headers),
+                trace: shared.traces.of(&head.headers),
+            },
             operation: None,
             lane: None,
             received: 0,
@@ -72,8 +85,9 @@ impl Record {
         }
     }
 
-    pub fn request_id(&self) -> &HeaderValue {
-        &self.request_id
+    /// What the upstream is told it is called.
+    pub fn names(&self) -> Names {
+        self.names.clone()
     }
 
     /// It is forwarded if it may be.
@@ -132,7 +146,11 @@ impl Record {
     }
 
     /// Finishes the answer: its fields say who spoke, what it took and what is left.
-    pub fn finish(mut self, answered: Result<Response<Answer>, Rejection>) -> Response<Recorded> {
+    pub fn finish(
+        mut self,
+        answered: Result<Response<Answer>, Rejection>,
+        answers: &Answers,
+    ) -> Response<Recorded> {
         let (outcome, mut response) = match answered {
             Ok(mut response) => {
                 let status = response.status().as_u16();
@@ -143,16 +161,16 @@ impl Record {
             Err(rejection) => {
                 let lane = self.lane.as_deref().zip(self.endpoint());
                 let lane = lane.map(|(lane, endpoint)| Lane { lane, endpoint });
-                let mut response = rejection.answer(Some(&self.request_id), lane);
+                let mut response = rejection.answer(Some(&self.names.request_id), lane);
                 let headers = response.headers_mut();
-                headers.insert(X_REQUEST_ID, self.request_id.clone());
+                headers.insert(X_REQUEST_ID, self.names.request_id.clone());
                 (rejection.outcome(), response)
             }
         };
         if let Some(lane) = &self.lane {
             let timing = HeaderValue::try_from(self.timing());
             append(response.headers_mut(), SERVER_TIMING, timing);
-            if self.shared.config.answers.rate_limit_headers {
+            if answers.rate_limit_headers {
                 limit_fields::add(response.headers_mut(), lane);
             }
         }
@@ -166,6 +184,19 @@ impl Record {
             answer,
             record: Some(Box::new(self)),
         })
+    }
+
+    /// Whether its line is one of those that are not written (`log.sample`): of what went well only
+    /// some are.
+    fn is_left_out(&self, outcome: Outcome, status: Option<u16>) -> bool {
+        let well = outcome == Outcome::Forwarded && self.complete && status < Some(400);
+        let sample = self.shared.live.borrow().config.log.sample;
+        well && sample > 1
+            && !self
+                .shared
+                .went_well
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(sample)
     }
 
     /// `Server-Timing`: milliseconds in the queue and upstream.
@@ -210,12 +241,13 @@ impl Drop for Record {
             overhead: self.overhead,
         };
         self.shared.metrics.took(operation, outcome, &times);
-        if !self.shared.access_log.is_on() {
+        if !self.shared.access_log.is_on() || self.is_left_out(outcome, status) {
             return;
         }
         self.shared.access_log.write(&Entry {
             time: wall_clock(),
-            request_id: self.request_id.to_str().unwrap_or_default(),
+            request_id: self.names.request_id.to_str().unwrap_or_default(),
+            trace_id: trace::id(&self.names.trace),
             client: self.client,
             method: self.method.as_str(),
             path: self.target.path(),

@@ -51,7 +51,15 @@ pub struct Snapshot {
     pub paused: Duration,
     /// Time in which somebody waited who could have gone: promise 2 by our own clock.
     pub idle: Duration,
+    /// The share of the budget that was lost by it, but for what a timer is always late by
+    /// ([`LATE`]): a second is all of it for a second. Of N slots
+    /// one that is handed out late is the N-th part; of those that come to light in one poll each
+    /// counts as late as the first, so this is never too little.
+    pub idle_budget: Duration,
 }
+
+/// A timer counts in milliseconds, and whoever it wakes takes a moment.
+const LATE: Duration = Duration::from_millis(2);
 
 /// What an earlier process has remembered, and how long ago that was.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +77,7 @@ pub struct LocalLane {
     /// When a waiter could go next though nothing happens, as of the last poll.
     due: Option<Timestamp>,
     idle: Duration,
+    idle_budget: Duration,
 }
 
 impl LocalLane {
@@ -131,6 +140,7 @@ impl LocalLane {
             now,
             due: None,
             idle: Duration::ZERO,
+            idle_budget: Duration::ZERO,
         }
     }
 
@@ -397,6 +407,7 @@ impl LocalLane {
     fn grant(&mut self, now: Timestamp, settled: &mut impl FnMut(Settled)) -> Option<Timestamp> {
         let mut eligible = Eligible::All;
         let (mut held_until, mut grows) = (None, None);
+        let mut late = Duration::ZERO;
         loop {
             let until = match self.lane.next(eligible, now) {
                 Next::Idle => None,
@@ -405,7 +416,9 @@ impl LocalLane {
                     Ok(mut slot) => {
                         if let Some(due) = self.due.take() {
                             self.idle += now.since(due);
+                            late = now.since(due).saturating_sub(LATE);
                         }
+                        self.idle_budget += late / self.slots();
                         slot.probe = self.lane.granted(waiter, now);
                         settled(Settled::Admitted(waiter, slot));
                         continue;
@@ -427,6 +440,18 @@ impl LocalLane {
             };
             return [until, held_until, grows].into_iter().flatten().min();
         }
+    }
+
+    /// What the budget is divided into: requests of a window, or permits where no rate is set.
+    fn slots(&self) -> u32 {
+        let effective = self.ledger.effective();
+        let rated = effective.requests != u32::MAX;
+        let slots = if rated {
+            effective.requests
+        } else {
+            effective.concurrency
+        };
+        slots.max(1)
     }
 
     /// Waiters of a lane that no longer enforces go at once.
@@ -466,6 +491,7 @@ impl LocalLane {
             waiting: self.lane.queue().len(),
             paused,
             idle: self.idle,
+            idle_budget: self.idle_budget,
         }
     }
 
@@ -527,5 +553,26 @@ mod tests {
         let mut went = None;
         lane.poll(at(10_020), |settled| went = Some(settled));
         assert!(matches!(went, Some(Settled::Admitted(waiter, _)) if waiter == first));
+    }
+    /// Two of four slots, each a second late, are half of the budget for a second.
+    #[test]
+    fn what_is_handed_out_late_counts_by_its_share_of_the_budget() {
+        let quota = Quota::new(Rate::new(4, Duration::from_secs(10)), NonZeroU32::new(5));
+        let mut lane = LocalLane::new(quota, 10, Mode::Enforce, 1, at(0));
+        for _ in 0..4 {
+            let mut slot = admitted(lane.ask(waiter(1), at(0))).expect("there is room");
+            lane.answered(&mut slot, at(0));
+            lane.give_back(slot, End::Complete, at(0));
+        }
+        for _ in 0..2 {
+            assert!(admitted(lane.ask(waiter(1), at(1))).is_none());
+        }
+        let due = lane.poll(at(1), |_| {}).expect("a slot frees");
+        let mut went = 0;
+        lane.poll(due + Duration::from_secs(1), |_| went += 1);
+        assert_eq!(went, 2);
+        let snapshot = lane.snapshot(due + Duration::from_secs(1));
+        assert_eq!(snapshot.idle, Duration::from_secs(1));
+        assert_eq!(snapshot.idle_budget, (Duration::from_secs(1) - LATE) / 2);
     }
 }

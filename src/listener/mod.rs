@@ -23,7 +23,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::config::process::Timeouts;
 use crate::gateway::Gateway;
 use crate::gateway::stream::Plain;
 use crate::listener::certificates::Certificates;
@@ -55,11 +54,8 @@ pub fn raise_open_files() -> Option<u64> {
 pub struct Door {
     pub gateway: Gateway,
     pub metrics: Metrics,
-    pub timeouts: Timeouts,
     /// Shared with the other workers.
     pub room: Arc<Room>,
-    /// How long connections may take to end once nothing new is accepted.
-    pub drain: Duration,
 }
 
 impl Door {
@@ -170,10 +166,11 @@ impl Door {
             while connections.join_next().await.is_some() {}
             Ok::<_, io::Error>(())
         };
-        match timeout(self.drain, drained).await {
+        let bound = self.gateway.config().timeouts.drain;
+        match timeout(bound, drained).await {
             Ok(drained) => drained,
             Err(_) => {
-                tracing::warn!("connections still open after {:?} were cut", self.drain);
+                tracing::warn!("connections still open after {bound:?} were cut");
                 Ok(())
             }
         }
@@ -190,7 +187,7 @@ impl Door {
         let connection = Connection {
             gateway: self.gateway.clone(),
             metrics: self.metrics.clone(),
-            timeouts: self.timeouts,
+            timeouts: self.gateway.config().timeouts,
             closing,
         };
         async move {

@@ -101,7 +101,7 @@ impl LaneTotals {
         self.window_effective += limit(lane.effective.requests);
         self.burst_limit += limit(lane.effective.burst);
         self.paused |= !lane.paused.is_zero();
-        self.idle += lane.idle;
+        self.idle += lane.idle_budget;
     }
 }
 

@@ -50,6 +50,8 @@ struct Families {
     buffered: IntGauge,
     log_dropped: IntCounter,
     certificates: IntGaugeVec,
+    /// Taken, refused.
+    reloads: [IntCounter; 2],
     endpoints: RwLock<HashMap<Box<str>, Arc<EndpointMetrics>>>,
     other: OnceLock<Arc<EndpointMetrics>>,
 }
@@ -86,9 +88,7 @@ impl Metrics {
             "Configurations read again, by whether they were taken.",
             &["result"],
         )?;
-        for result in ["taken", "refused"] {
-            reloads.with_label_values(&[result]);
-        }
+        let reloads = ["taken", "refused"].map(|result| reloads.with_label_values(&[result]));
         let families = Families {
             requests: counters(
                 "podgate_requests_total",
@@ -115,7 +115,7 @@ impl Metrics {
                 CounterVec::new(
                     Opts::new(
                         "podgate_idle_budget_seconds_total",
-                        "Time in which somebody waited who could have gone. Flat zero is the promise.",
+                        "Budget left idle while somebody waited, but for timers' ticks: 1 is all of it for a second. Flat zero is the promise.",
                     ),
                     &["group", "endpoint"],
                 ),
@@ -157,6 +157,7 @@ impl Metrics {
                     &["listener"],
                 ),
             )?,
+            reloads,
             endpoints: RwLock::default(),
             other: OnceLock::new(),
             registry,
@@ -201,6 +202,14 @@ impl Metrics {
         self.families.other.get_or_init(other).clone()
     }
 
+    /// The handles of every endpoint label, in order, `other` last.
+    pub fn labels(&self) -> Vec<Arc<EndpointMetrics>> {
+        let mut labels: Vec<_> = self.families.endpoints.read().values().cloned().collect();
+        labels.sort_by(|a, b| a.label().cmp(b.label()));
+        labels.push(self.other());
+        labels
+    }
+
     /// Connections from clients now open.
     pub fn connections(&self) -> &IntGauge {
         &self.families.connections
@@ -229,6 +238,12 @@ impl Metrics {
             // That there was none is as well.
             None => drop(series.remove_label_values(&[listener])),
         }
+    }
+
+    /// A configuration was read again, and taken or not.
+    pub fn reloaded(&self, taken: bool) {
+        let [ok, refused] = &self.families.reloads;
+        if taken { ok } else { refused }.inc();
     }
 
     /// The page in the Prometheus text format.

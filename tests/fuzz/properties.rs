@@ -227,7 +227,11 @@ pub fn fields(data: &[u8]) {
     assert!(!up.contains_key("content-length"));
     assert!(hop.came_round(&up), "it would not be known again");
     let claims = |name: &str| CLAIMS.contains(&name) || name.starts_with("x-forwarded-");
-    passes_what_it_may(&given, &up, claims, &["host", "content-length"]);
+    let whole = match version {
+        Version::HTTP_2 => with_one_cookie(&given),
+        _ => given.clone(),
+    };
+    passes_what_it_may(&whole, &up, claims, &["host", "content-length"]);
     let mut again = up.clone();
     fields::towards_upstream(&mut again, version, &host, &hop);
     same_but_for_via(&up, &again);
@@ -241,6 +245,22 @@ pub fn fields(data: &[u8]) {
     let mut again = down.clone();
     fields::towards_client(&mut again);
     same_but_for_via(&down, &again);
+}
+
+/// HTTP/2 may carry a cookie in pieces; HTTP/1 may not.
+fn with_one_cookie(given: &HeaderMap) -> HeaderMap {
+    let mut whole = given.clone();
+    let mut pieces = given.get_all("cookie").iter();
+    if let Some(first) = pieces.next() {
+        let mut cookie = first.as_bytes().to_vec();
+        for piece in pieces {
+            cookie.extend_from_slice(b"; ");
+            cookie.extend_from_slice(piece.as_bytes());
+        }
+        let cookie = HeaderValue::from_bytes(&cookie).expect("pieces that can stand in one");
+        whole.insert("cookie", cookie);
+    }
+    whole
 }
 
 /// `passed` is `given` without what stays, and with us in `Via`. `own`: set or removed by podgate.

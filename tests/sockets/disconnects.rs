@@ -36,7 +36,7 @@ fn leave(client: TcpStream, number: usize) {
 
 /// No limit but what a test adds. Torn exchanges are over soon, but not before an emulator on a busy
 /// machine can have noticed.
-fn unlimited() -> Scene {
+pub fn unlimited() -> Scene {
     let none = Tight {
         requests: None,
         window: Duration::from_secs(10),
@@ -49,7 +49,7 @@ fn unlimited() -> Scene {
         })
 }
 
-fn at_once(permits: u32) -> Tight {
+pub fn at_once(permits: u32) -> Tight {
     Tight {
         requests: None,
         window: Duration::from_secs(10),

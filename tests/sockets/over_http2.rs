@@ -213,7 +213,14 @@ async fn neither_authority_nor_host_chooses_anything() {
     names.sort_unstable();
     assert_eq!(
         names,
-        ["authorization", "host", "via", "x-keep", "x-request-id"]
+        [
+            "authorization",
+            "host",
+            "traceparent",
+            "via",
+            "x-keep",
+            "x-request-id"
+        ]
     );
     for name in ["connection", "transfer-encoding", "keep-alive"] {
         assert_eq!(answer.header(name), None, "no field of HTTP/1's: {name}");

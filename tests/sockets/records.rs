@@ -141,6 +141,49 @@ async fn a_request_keeps_the_name_it_came_with_and_gets_one_if_it_has_none() {
 }
 
 #[tokio::test]
+async fn a_request_stays_in_its_trace_and_gets_one_if_it_has_none() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let upstream = Scripted::answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let (gateway, _machine) = Scene::default().logged().before(upstream.address);
+    for trace in [TRACE, "garbage"] {
+        let traced = Request::builder()
+            .uri("/v2/ep/health")
+            .header("host", "podgate")
+            .header("traceparent", trace)
+            .header("tracestate", "vendor=1")
+            .body(Full::default())
+            .unwrap();
+        gateway.call(traced).await;
+    }
+    let received = upstream.received();
+    assert_eq!(received[0].field("traceparent"), [TRACE]);
+    assert_eq!(received[0].field("tracestate"), ["vendor=1"]);
+    let made = &received[1].field("traceparent")[0];
+    assert_eq!(received[1].field("tracestate"), [""; 0]);
+    let lines = gateway.log(2).await;
+    assert_eq!(value(&lines[0], "trace"), &TRACE[3..35]);
+    assert_eq!(value(&lines[1], "trace"), &made[3..35]);
+}
+
+#[tokio::test]
+async fn of_what_goes_well_a_sample_is_logged_and_of_the_rest_all() {
+    let stand = Scene::default()
+        .settings("log: { sample: 4 }")
+        .logged()
+        .start();
+    for _ in 0..8 {
+        stand
+            .gateway
+            .call(request("GET", "/v2/ep/health", ""))
+            .await;
+        stand.gateway.get("/nowhere").await;
+    }
+    let lines = stand.gateway.log(10).await;
+    let of = |outcome: &str| lines.iter().filter(|line| line.contains(outcome)).count();
+    assert_eq!((of(" forwarded "), of(" no_route ")), (2, 8), "{lines:#?}");
+}
+
+#[tokio::test]
 async fn the_access_log_has_one_line_for_every_request_however_it_ended() {
     let stand = two_a_minute().set(Group::Run, "max_wait: 2m").start();
     let gateway = &stand.gateway;

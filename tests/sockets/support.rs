@@ -373,8 +373,12 @@ impl std::io::Write for Kept {
 impl Gateway {
     fn start(config: Config, logged: bool) -> Self {
         let log = Kept::default();
-        let sink = logged.then(|| log.clone());
-        let running = serve::start_logging(config, sink).unwrap();
+        let sink = || Box::new(log.clone()) as Box<dyn std::io::Write + Send>;
+        let beside = serve::Beside {
+            access_log: logged.then(sink),
+            ..serve::Beside::default()
+        };
+        let running = serve::start_with(config, beside).unwrap();
         Self { running, log }
     }
 

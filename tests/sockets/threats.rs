@@ -761,6 +761,7 @@ async fn what_belongs_to_one_hop_and_what_is_only_claimed_ends_here() {
             "content-length",
             "content-type",
             "host",
+            "traceparent",
             "via",
             "via",
             "x-keep",

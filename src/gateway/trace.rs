@@ -1,0 +1,145 @@
+//! The trace a request is part of (W3C Trace Context): the client's, passed on as it is, or one made
+//! here, so that the log's lines and the upstream's can be found together.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Where a trace's id stands in the field: after the version and a dash.
+const TRACE_ID: std::ops::Range<usize> = 3..35;
+/// The field's length, of the version there is.
+const LENGTH: usize = 55;
+
+/// Makes traces for requests that come without one.
+#[derive(Default)]
+pub struct Traces {
+    chance: RandomState,
+    made: AtomicU64,
+}
+
+impl Traces {
+    /// The trace of a request, as the upstream is told of it: the client's `traceparent`, if it says
+    /// what it should, or a new one.
+    pub fn of(&self, headers: &HeaderMap) -> HeaderValue {
+        let mut given = headers.get_all(TRACEPARENT).iter();
+        match (given.next(), given.next()) {
+            (Some(given), None) if is_sound(given.as_bytes()) => given.clone(),
+            _ => self.next(),
+        }
+    }
+
+    fn next(&self) -> HeaderValue {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let [high, low, span] = [0u8, 1, 2].map(|part| self.chance.hash_one((number, part)).max(1));
+        // Not sampled: nothing is recorded here.
+        let made = format!("00-{high:016x}{low:016x}-{span:016x}-00");
+        // Hexadecimal digits and dashes can stand in a field.
+        HeaderValue::try_from(made).unwrap_or(HeaderValue::from_static(""))
+    }
+}
+
+/// Writes it into a request. What belongs to another one goes.
+pub fn put(headers: &mut HeaderMap, trace: HeaderValue) {
+    if headers.get(TRACEPARENT) != Some(&trace) {
+        headers.remove(TRACESTATE);
+    }
+    headers.insert(TRACEPARENT, trace);
+}
+
+/// The id by which the trace is found.
+pub fn id(trace: &HeaderValue) -> &str {
+    let field = trace.to_str().unwrap_or_default();
+    field.get(TRACE_ID).unwrap_or_default()
+}
+
+/// Version, trace, span and flags, in lower-case hexadecimal digits; later versions may say more.
+fn is_sound(field: &[u8]) -> bool {
+    let Some((known, more)) = field.split_at_checked(LENGTH) else {
+        return false;
+    };
+    let hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let some = |part: &[u8]| hex(part) && part.iter().any(|b| *b != b'0');
+    let (version, trace, span, flags) =
+        (&known[..2], &known[TRACE_ID], &known[36..52], &known[53..]);
+    [2, 35, 52].iter().all(|dash| known[*dash] == b'-')
+        && hex(version)
+        && version != b"ff"
+        && some(trace)
+        && some(span)
+        && hex(flags)
+        && (more.is_empty() || (version != b"00" && more[0] == b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOUND: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn of(fields: &[&str]) -> HeaderValue {
+        let mut headers = HeaderMap::new();
+        for field in fields {
+            headers.append(TRACEPARENT, HeaderValue::from_str(field).expect("a field"));
+        }
+        Traces::default().of(&headers)
+    }
+
+    #[test]
+    fn a_sound_one_passes_as_it_is() {
+        let later = format!("01{}-more", &SOUND[2..]);
+        for field in [SOUND, &later] {
+            assert_eq!(of(&[field]), field);
+        }
+        let field = HeaderValue::from_static(SOUND);
+        assert_eq!(id(&field), "4bf92f3577b34da6a3ce929d0e0e4736");
+    }
+
+    #[test]
+    fn anything_else_is_no_trace() {
+        let zero = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+        let no_span = "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01";
+        let longer = format!("{SOUND}-more");
+        let upper = SOUND.to_uppercase();
+        let forbidden = format!("ff{}", &SOUND[2..]);
+        for fields in [
+            &[][..],
+            &[SOUND, SOUND],
+            &[&SOUND[..54]],
+            &[zero],
+            &[no_span],
+            &[&longer],
+            &[&upper],
+            &[&forbidden],
+            &["00_4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
+            &["\u{e9}"],
+        ] {
+            let made = of(fields);
+            assert!(is_sound(made.as_bytes()), "{made:?}");
+            assert!(made.as_bytes().ends_with(b"-00"), "{made:?}");
+            assert!(fields.iter().all(|field| made != *field), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn no_two_are_alike() {
+        let traces = Traces::default();
+        let made: std::collections::HashSet<_> = (0..1_000).map(|_| traces.next()).collect();
+        assert_eq!(made.len(), 1_000);
+    }
+
+    #[test]
+    fn the_state_of_another_trace_does_not_stay() {
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACEPARENT, HeaderValue::from_static(SOUND));
+        headers.insert(TRACESTATE, HeaderValue::from_static("a=b"));
+        put(&mut headers, HeaderValue::from_static(SOUND));
+        assert_eq!(headers[TRACESTATE], "a=b");
+        put(&mut headers, Traces::default().next());
+        assert!(!headers.contains_key(TRACESTATE));
+        assert_eq!(headers.get_all(TRACEPARENT).iter().count(), 1);
+    }
+}
