@@ -617,6 +617,7 @@ mod tests {
             lane.give_back(slot, End::Complete, at(0));
             assert!(admitted(lane.ask(waiter(1), at(1))).is_none());
             let longest = hold.max(retry_after * 1_000);
+            assert!(lane.snapshot(at(1)).paused >= at(longest).since(at(1)));
             assert_eq!(went(&mut lane, at(longest - 1)), 0, "{hold} {retry_after}");
             assert_eq!(went(&mut lane, at(over)), 1, "{hold} {retry_after}");
         }
@@ -627,6 +628,7 @@ mod tests {
         let quota = Quota::new(Rate::new(1, Duration::from_secs(10)), NonZeroU32::new(1));
         let mut lane = LocalLane::new(quota, 10, Mode::Shadow, 1, at(0));
         assert!(!lane.hold(at(5_000), at(0)));
+        assert_eq!(lane.snapshot(at(0)).paused, Duration::ZERO);
         assert!(admitted(lane.ask(waiter(1), at(1))).is_some());
         let mut lane = LocalLane::new(quota, 10, Mode::Enforce, 1, at(0));
         assert!(lane.hold(at(5_000), at(0)));
