@@ -332,3 +332,47 @@ fn with_a_token_nobody_gets_in_without_it() {
     assert_eq!(status(&podgate.get("/lanes")), "503");
     eventually("it is said", || podgate.said().contains("`admin_token`"));
 }
+
+#[test]
+fn an_operator_pauses_a_lane_and_resumes_it() {
+    let (emulator, upstream) = upstream(None);
+    let file = folder("reload-pause").join("podgate.yaml");
+    let patient = "concurrency: none, max_wait: 10m";
+    let text = config(upstream, 10, "").replace("concurrency: none", patient);
+    fs::write(&file, text).unwrap();
+    let podgate = Podgate::start(&file);
+    for (query, said) in [
+        ("", "say which"),
+        ("?group=nothing", "`group` is one of run, "),
+        ("?endpoint=ep&for=2d", "of a day at most"),
+    ] {
+        let answer = podgate.post(&format!("/pause{query}"), "");
+        assert_eq!(status(&answer), "400", "{query}");
+        assert!(answer.contains(said), "{query}: {answer}");
+    }
+    assert_eq!(status(&podgate.post("/pause?endpoint=unheard", "")), "404");
+    let answer = podgate.post("/pause?endpoint=ep&group=health&for=1h", "");
+    assert_eq!(body(&answer), r#"{"paused":["ep health"],"for":"1h"}"#);
+    assert!(podgate.said().contains("an operator has paused lanes"));
+    let address = podgate.address;
+    let ask_health = move |fields: &str| ask(address, "GET", "/v2/ep/health", fields, "");
+    // An hour is more than it would wait.
+    let answer = ask_health("");
+    assert_eq!(status(&answer), "429");
+    assert!(answer.contains(r#""outcome":"paused""#), "{answer}");
+    let answer = podgate.post("/pause?endpoint=ep&group=health&for=5m", "");
+    assert_eq!(status(&answer), "200");
+    let waits = thread::spawn(move || ask_health(""));
+    eventually("it waits", || {
+        podgate.get("/lanes").contains(r#""waiting":{"total":1"#)
+    });
+    let answer = podgate.post("/resume?group=health", "");
+    assert_eq!(body(&answer), r#"{"resumed":["ep health"],"for":null}"#);
+    assert_eq!(status(&waits.join().unwrap()), "200");
+    let answer = podgate.post("/resume?group=health", "");
+    assert_eq!(body(&answer), r#"{"resumed":[],"for":null}"#);
+    assert_eq!(
+        emulator.stats_json()["endpoints"]["ep"]["health"]["arrived"],
+        1
+    );
+}

@@ -180,7 +180,8 @@ impl Admin {
                 let why = "from another host this takes an `admin_token` in the configuration\n";
                 return text(StatusCode::FORBIDDEN, why);
             }
-            return command.run(self, body).await;
+            let query = head.uri.query().unwrap_or_default();
+            return command.run(self, query, body).await;
         }
         if !reads {
             return not_allowed("GET, HEAD", "read-only: GET\n");
@@ -194,7 +195,7 @@ impl Admin {
             _ => text(
                 StatusCode::NOT_FOUND,
                 "there are / /events /metrics /livez /readyz /lanes /config, and to be posted to \
-                 /reload /log-level\n",
+                 /reload /log-level /pause /resume\n",
             ),
         }
     }

@@ -326,6 +326,16 @@ impl LaneCell {
         self.event(|lane, now| lane.retune(*quota, *queue, *mode, now));
     }
 
+    /// Nothing goes for so long; who waits, waits on. `false`: this lane holds nobody up, by its mode.
+    pub fn hold(self: &Arc<Self>, span: Duration) -> bool {
+        self.event(|lane, now| lane.hold(now + span, now))
+    }
+
+    /// It is let go again. `false`: it was not held.
+    pub fn release(self: &Arc<Self>) -> bool {
+        self.event(LocalLane::release)
+    }
+
     /// Whether it could be forgotten without anybody noticing.
     pub(super) fn is_idle(&self) -> bool {
         let mut state = self.state.lock();

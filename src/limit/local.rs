@@ -119,7 +119,7 @@ impl LocalLane {
         let now = self.advance(now);
         Memory {
             learnt: self.lane.throttle().learnt(),
-            paused: self.lane.throttle().earliest(now).since(now),
+            paused: self.lane.throttle().pause_left(now),
             ..self.ledger.remember(now)
         }
     }
@@ -358,9 +358,27 @@ impl LocalLane {
         if mode != Mode::Enforce {
             // Nobody is to be held up, also who waits already.
             self.lane.throttle_mut().open();
+            self.lane.throttle_mut().release();
         }
         self.ledger
             .retune(quota, self.lane.throttle().effective(), now);
+    }
+
+    /// An operator lets nothing go until then; who waits, waits on. `false`: this lane holds nobody up,
+    /// by its mode.
+    pub fn hold(&mut self, until: Timestamp, now: Timestamp) -> bool {
+        self.advance(now);
+        let enforces = self.mode == Mode::Enforce;
+        if enforces {
+            self.lane.throttle_mut().hold(until);
+        }
+        enforces
+    }
+
+    /// The operator lets go. `false`: nothing was held.
+    pub fn release(&mut self, now: Timestamp) -> bool {
+        self.advance(now);
+        self.lane.throttle_mut().release()
     }
 
     /// Settles every waiter whose turn or deadline has come, and says when to be called again
@@ -554,6 +572,71 @@ mod tests {
         lane.poll(at(10_020), |settled| went = Some(settled));
         assert!(matches!(went, Some(Settled::Admitted(waiter, _)) if waiter == first));
     }
+
+    fn went(lane: &mut LocalLane, now: Timestamp) -> usize {
+        let mut went = 0;
+        lane.poll(now, |settled| {
+            went += usize::from(matches!(settled, Settled::Admitted(..)));
+        });
+        went
+    }
+
+    #[test]
+    fn an_operator_holds_a_lane_and_lets_it_go() {
+        let quota = Quota::new(Rate::new(100, Duration::from_secs(10)), NonZeroU32::new(50));
+        let mut lane = LocalLane::new(quota, 10, Mode::Enforce, 1, at(0));
+        assert!(lane.hold(at(5_000), at(0)));
+        for _ in 0..2 {
+            assert!(admitted(lane.ask(waiter(1), at(1))).is_none());
+        }
+        let hurried = Waiter {
+            deadline: at(4_000),
+            ..waiter(2)
+        };
+        let asked = lane.ask(hurried, at(2));
+        assert!(matches!(asked, Verdict::Shed(Shed::Paused { .. })));
+        assert_eq!(lane.snapshot(at(3)).paused, at(5_000).since(at(3)));
+        assert_eq!(went(&mut lane, at(4_999)), 0);
+        // All at once: nobody is asked whether the upstream would.
+        assert_eq!(went(&mut lane, at(5_000)), 2);
+        assert!(lane.hold(at(60_000), at(5_001)));
+        assert!(admitted(lane.ask(waiter(1), at(5_001))).is_none());
+        assert!(lane.release(at(6_000)));
+        assert!(!lane.release(at(6_000)));
+        assert_eq!(went(&mut lane, at(6_000)), 1);
+    }
+
+    #[test]
+    fn neither_hold_nor_pause_ends_the_other() {
+        let quota = Quota::new(Rate::new(100, Duration::from_secs(10)), NonZeroU32::new(50));
+        for (hold, retry_after, over) in [(2_000, 10, 11_000), (20_000, 1, 20_000)] {
+            let mut lane = LocalLane::new(quota, 10, Mode::Enforce, 1, at(0));
+            let mut slot = admitted(lane.ask(waiter(1), at(0))).expect("there is room");
+            assert!(lane.hold(at(hold), at(0)));
+            lane.throttled(&mut slot, Some(Duration::from_secs(retry_after)), at(0));
+            lane.give_back(slot, End::Complete, at(0));
+            assert!(admitted(lane.ask(waiter(1), at(1))).is_none());
+            let longest = hold.max(retry_after * 1_000);
+            assert!(lane.snapshot(at(1)).paused >= at(longest).since(at(1)));
+            assert_eq!(went(&mut lane, at(longest - 1)), 0, "{hold} {retry_after}");
+            assert_eq!(went(&mut lane, at(over)), 1, "{hold} {retry_after}");
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_enforced_nobody_is_held() {
+        let quota = Quota::new(Rate::new(1, Duration::from_secs(10)), NonZeroU32::new(1));
+        let mut lane = LocalLane::new(quota, 10, Mode::Shadow, 1, at(0));
+        assert!(!lane.hold(at(5_000), at(0)));
+        assert_eq!(lane.snapshot(at(0)).paused, Duration::ZERO);
+        assert!(admitted(lane.ask(waiter(1), at(1))).is_some());
+        let mut lane = LocalLane::new(quota, 10, Mode::Enforce, 1, at(0));
+        assert!(lane.hold(at(5_000), at(0)));
+        assert!(admitted(lane.ask(waiter(1), at(1))).is_none());
+        lane.retune(quota, 10, Mode::Disabled, at(2));
+        assert_eq!(went(&mut lane, at(2)), 1);
+    }
+
     /// Two of four slots, each a second late, are half of the budget for a second.
     #[test]
     fn what_is_handed_out_late_counts_by_its_share_of_the_budget() {

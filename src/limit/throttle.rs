@@ -42,6 +42,8 @@ pub struct Throttle {
     /// Since when a probe was wanted and only held calls waited.
     probe_missed: Option<Timestamp>,
     pause: Duration,
+    /// Until when an operator holds the lane.
+    held: Option<Timestamp>,
     random: u64,
 }
 
@@ -54,6 +56,7 @@ impl Throttle {
             probes: 0,
             probe_missed: None,
             pause: Duration::ZERO,
+            held: None,
             random: seed,
         }
     }
@@ -83,12 +86,13 @@ impl Throttle {
 
     /// Nothing is paused and nothing is other than what the quota says: there is nothing to remember.
     pub fn is_at_rest(&self) -> bool {
-        self.gate == Gate::Open && self.ladder.is_at_rest()
+        self.gate() == Gate::Open && self.ladder.is_at_rest()
     }
 
     /// Lets time pass. `waiting`: somebody waited since the last call.
     pub fn advance(&mut self, waiting: bool, now: Timestamp) {
-        let tried = waiting && self.gate == Gate::Open;
+        self.held = self.held.filter(|until| now < *until);
+        let tried = waiting && self.gate() == Gate::Open;
         match self.gate {
             Gate::Paused(until) if now >= until => self.gate = Gate::Probe,
             Gate::Probing(until) if now >= until => self.open(),
@@ -151,12 +155,35 @@ impl Throttle {
 
     /// Whether requests may go. `advance` to `now` first.
     pub fn gate(&self) -> Gate {
-        self.gate
+        match (self.held, self.gate) {
+            (None, gate) => gate,
+            (Some(held), Gate::Paused(until)) => Gate::Paused(held.max(until)),
+            (Some(held), _) => Gate::Paused(held),
+        }
+    }
+
+    /// An operator lets nothing go until then. Apart from the pauses after 429s: those go on beneath
+    /// it, and no probe is needed at its end.
+    pub fn hold(&mut self, until: Timestamp) {
+        self.held = Some(until);
+    }
+
+    /// The operator lets go. `false`: nothing was held.
+    pub fn release(&mut self) -> bool {
+        self.held.take().is_some()
+    }
+
+    /// What is left of a pause after a 429.
+    pub fn pause_left(&self, now: Timestamp) -> Duration {
+        match self.gate {
+            Gate::Paused(until) => until.since(now),
+            Gate::Open | Gate::Probe | Gate::Probing(_) => Duration::ZERO,
+        }
     }
 
     /// Earliest time at which anything can go, as far as a pause decides it.
     pub fn earliest(&self, now: Timestamp) -> Timestamp {
-        match self.gate {
+        match self.gate() {
             Gate::Paused(until) => until.max(now),
             Gate::Open | Gate::Probe | Gate::Probing(_) => now,
         }
