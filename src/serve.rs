@@ -21,7 +21,7 @@ use crate::config::secret::{SecretError, SecretSource};
 use crate::gateway::live::{Live, LiveError};
 use crate::gateway::{Gateway, Shared};
 use crate::levels::Levels;
-use crate::listener::listening::{ListenError, Listening, passed_to};
+use crate::listener::listening::{self, ListenError, Listening, passed_to};
 use crate::listener::room::Room;
 use crate::listener::sockets::{self, Passed, Socket};
 use crate::listener::{self, Door};
@@ -154,19 +154,19 @@ pub fn start_with(config: Config, mut beside: Beside) -> Result<Running, StartEr
         metrics.clone(),
         shared.admission.clone(),
         closed,
-        door(&listeners.borrow()),
+        door(listeners.clone()),
         config.clone(),
     );
     let door = Admin {
         metrics,
         admission: shared.admission.clone(),
         config,
-        leaving: left,
+        leaving: left.clone(),
         page,
         reloads: reloads.clone(),
         levels: beside.levels.clone(),
     };
-    let take = taking(shared.clone(), beside.levels);
+    let take = taking(shared.clone(), beside.levels, listeners.clone(), left);
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
             served = door.serve(admin) => {
@@ -219,8 +219,7 @@ fn bind(config: &Config, passed: &mut Passed, metrics: &Metrics) -> Result<Socke
         _ => sockets::bind(address),
     };
     let admin = admin.map_err(|why| StartError::Admin { address, why })?;
-    let upstream = &config.upstream;
-    let injects = upstream.api_key.is_some() && !upstream.allow_remote_injection;
+    let injects = injects(config);
     let sockets = passed_to(&config.listen, passed);
     let listeners = config.listen.iter().zip(sockets);
     let listeners = listeners.map(|(listener, socket)| {
@@ -249,25 +248,52 @@ fn places(wanted: u32) -> usize {
 }
 
 /// The one to show to who asks where clients come in: the first.
-fn door(listeners: &[Arc<Listening>]) -> snapshot::Door {
-    let first = listeners.first();
-    snapshot::Door {
-        at: first
-            .map(|first| first.at().to_string())
-            .unwrap_or_default(),
-        tls: first.is_some_and(|first| first.certificates().is_some()),
-    }
+fn door(listeners: watch::Sender<Vec<Arc<Listening>>>) -> snapshot::FindDoor {
+    Arc::new(move || {
+        let listeners = listeners.borrow();
+        let first = listeners.first();
+        snapshot::Door {
+            at: first
+                .map(|first| first.at().to_string())
+                .unwrap_or_default(),
+            tls: first.is_some_and(|first| first.certificates().is_some()),
+        }
+    })
 }
 
 /// What puts another configuration in effect.
-fn taking(shared: Arc<Shared>, levels: Levels) -> impl FnMut(Config) -> Result<Taken, Refused> {
+fn taking(
+    shared: Arc<Shared>,
+    levels: Levels,
+    listeners: watch::Sender<Vec<Arc<Listening>>>,
+    leaving: watch::Receiver<bool>,
+) -> impl FnMut(Config) -> Result<Taken, Refused> {
     move |config| {
+        if *leaving.borrow() {
+            return Err("podgate is being stopped".into());
+        }
         let before = shared.live().config.clone();
         let (level, need_restart) = (config.log.level, need_restart(&before, &config));
         if let Some(Err(error)) = config.admin_token.as_ref().map(SecretSource::resolve) {
             return Err(format!("`admin_token`: {error}"));
         }
+        let now = listeners.borrow().clone();
+        let next = listening::next(&now, &config.listen, injects(&config), &shared.metrics);
+        let next = next.map_err(|error| error.to_string())?;
         shared.reload(config).map_err(|error| error.to_string())?;
+        say_changes(&now, &next);
+        // Looked at with nobody else in between: at the end there are none.
+        listeners.send_if_modified(|all| {
+            let same = all
+                .iter()
+                .map(|one| one.id())
+                .eq(next.iter().map(|one| one.id()));
+            let changes = !same && !*leaving.borrow();
+            if changes {
+                *all = next;
+            }
+            changes
+        });
         // What was set by hand stays, unless this says something else.
         if level != before.log.level {
             levels.set(level);
@@ -276,10 +302,28 @@ fn taking(shared: Arc<Shared>, levels: Levels) -> impl FnMut(Config) -> Result<T
     }
 }
 
+fn say_changes(now: &[Arc<Listening>], next: &[Arc<Listening>]) {
+    let only = |these: &[Arc<Listening>], those: &[Arc<Listening>]| {
+        let there = |at| those.iter().any(|other| other.at() == at);
+        let ats = these.iter().map(|one| one.at()).filter(|at| !there(*at));
+        ats.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    for at in only(next, now) {
+        tracing::info!("clients can come in at {at} now");
+    }
+    for at in only(now, next) {
+        tracing::info!("clients cannot come in at {at} any more: those there are, are seen out");
+    }
+}
+
+/// Whether a key is put into requests, and nobody is meant to come from other hosts unasked.
+fn injects(config: &Config) -> bool {
+    config.upstream.api_key.is_some() && !config.upstream.allow_remote_injection
+}
+
 /// Keys of which a running podgate keeps the value it was started with.
 fn need_restart(before: &Config, config: &Config) -> Vec<&'static str> {
     let keys = [
-        ("listen", before.listen != config.listen),
         ("admin", before.admin != config.admin),
         ("workers", before.workers != config.workers),
         ("state_dir", before.state_dir != config.state_dir),

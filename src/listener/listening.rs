@@ -17,6 +17,11 @@ pub enum ListenError {
     #[error("`listen` ({at}): {why}")]
     Certificates { at: Address, why: CertificatesError },
     #[error(
+        "a key would be injected into every request, and {at} could be reached from other hosts \
+         until now: this takes a restart"
+    )]
+    WasOpen { at: Address },
+    #[error(
         "a key is injected into every request, and the socket {at} that was passed can be reached \
          from other hosts: `upstream.allow_remote_injection` would say that this is meant"
     )]
@@ -27,6 +32,8 @@ pub enum ListenError {
 /// and whoever accepts goes by that.
 pub struct Listening {
     id: u64,
+    /// As it was configured.
+    configured: Listener,
     /// As configured, but for a port that the system picked.
     at: Address,
     /// Shared with whatever takes its place with other certificates.
@@ -46,13 +53,9 @@ impl Listening {
         injects: bool,
         metrics: &Metrics,
     ) -> Result<Self, ListenError> {
-        let bind = |why| ListenError::Bind {
-            at: listener.at.clone(),
-            why,
-        };
         let socket = match socket {
             Some(socket) => socket,
-            None => Socket::bind(&listener.at, listener.mode).map_err(bind)?,
+            None => Socket::bind(&listener.at, listener.mode).map_err(|why| bind(listener, why))?,
         };
         Self::on(Arc::new(socket), listener, injects, metrics)
     }
@@ -68,10 +71,7 @@ impl Listening {
         metrics: &Metrics,
     ) -> Result<Self, ListenError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let at = socket.address().map_err(|why| ListenError::Bind {
-            at: listener.at.clone(),
-            why,
-        })?;
+        let at = socket.address().map_err(|why| bind(listener, why))?;
         let actual = Listener {
             at: at.clone(),
             ..listener.clone()
@@ -87,10 +87,20 @@ impl Listening {
         })?;
         Ok(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            configured: listener.clone(),
             at,
             socket,
             certificates,
         })
+    }
+
+    /// Whether other hosts reach it and are not asked who they are.
+    pub fn is_open(&self) -> bool {
+        let actual = Listener {
+            at: self.at.clone(),
+            ..self.configured.clone()
+        };
+        actual.is_open()
     }
 
     /// Another for each one that is opened.
@@ -117,6 +127,58 @@ impl Listening {
     pub fn acceptor(&self) -> io::Result<Acceptor> {
         self.socket.acceptor()
     }
+}
+
+fn bind(listener: &Listener, why: io::Error) -> ListenError {
+    let at = listener.at.clone();
+    ListenError::Bind { at, why }
+}
+
+/// Where clients come in by another configuration: whoever is configured as before stays as it is,
+/// whoever is so at the same place keeps its socket. Nothing changes by this alone.
+///
+/// # Errors
+/// [`ListenError`]: as it says.
+pub fn next(
+    now: &[Arc<Listening>],
+    listeners: &[Listener],
+    injects: bool,
+    metrics: &Metrics,
+) -> Result<Vec<Arc<Listening>>, ListenError> {
+    // Its connections, and who comes until it is gone, would spend the key.
+    if injects && let Some(open) = now.iter().find(|own| own.is_open()) {
+        let at = open.at.clone();
+        return Err(ListenError::WasOpen { at });
+    }
+    let mut left = now.to_vec();
+    let mut take = |same: &dyn Fn(&Listener) -> bool| {
+        let nth = left.iter().position(|own| same(&own.configured))?;
+        Some(left.remove(nth))
+    };
+    let mut kept: Vec<_> = listeners
+        .iter()
+        .map(|listener| take(&|own| own == listener))
+        .collect();
+    let mut next = Vec::with_capacity(listeners.len());
+    for (listener, kept) in listeners.iter().zip(&mut kept) {
+        let place = |own: &Listener| own.at == listener.at;
+        if let Some(kept) = kept.take() {
+            next.push(kept);
+            continue;
+        }
+        let listening = match take(&place) {
+            Some(there) => {
+                there
+                    .socket
+                    .allow(listener.mode)
+                    .map_err(|why| bind(listener, why))?;
+                Listening::on(there.socket.clone(), listener, injects, metrics)?
+            }
+            None => Listening::open(listener, None, injects, metrics)?,
+        };
+        next.push(Arc::new(listening));
+    }
+    Ok(next)
 }
 
 /// Which of the sockets that were passed each listener gets: the one that listens where it is to,

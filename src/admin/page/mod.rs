@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::admin::Current;
 use crate::admin::page::events::{Events, Stream, Streams};
-use crate::admin::page::snapshot::{Door, Source};
+use crate::admin::page::snapshot::{FindDoor, Source};
 use crate::admission::Admission;
 use crate::metrics::Metrics;
 
@@ -80,7 +80,7 @@ impl Page {
         metrics: Metrics,
         admission: Admission,
         closing: watch::Receiver<bool>,
-        door: Door,
+        door: FindDoor,
         config: Current,
     ) -> Self {
         let source = Source::new(metrics, admission, closing, door, config);

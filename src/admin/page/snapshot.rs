@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -30,12 +31,15 @@ pub struct Door {
     pub tls: bool,
 }
 
+/// Finds it: it may be another one by now.
+pub type FindDoor = Arc<dyn Fn() -> Door + Send + Sync>;
+
 /// Where snapshots come from.
 pub struct Source {
     metrics: Metrics,
     admission: Admission,
     closing: watch::Receiver<bool>,
-    door: Door,
+    door: FindDoor,
     config: Current,
     pub(super) clock: Clock,
     started: Timestamp,
@@ -48,7 +52,7 @@ impl Source {
         metrics: Metrics,
         admission: Admission,
         closing: watch::Receiver<bool>,
-        door: Door,
+        door: FindDoor,
         config: Current,
     ) -> Self {
         let clock = Clock::start();
@@ -82,12 +86,13 @@ impl Source {
                 }
             }
         }
+        let door = (self.door)();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "process": self.process,
             "uptime_ms": admin::millis(self.clock.now().since(self.started)),
-            "listen": self.door.at,
-            "tls": self.door.tls,
+            "listen": door.at,
+            "tls": door.tls,
             "upstream": (self.config)().upstream.target.to_string(),
             "draining": *self.closing.borrow(),
             "connections": self.metrics.connections().get(),
@@ -161,7 +166,7 @@ fn named(names: &[&str], counts: &[u64]) -> Map<String, Value> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::sync::Arc;
+
     use std::time::Duration;
 
     use super::*;
@@ -186,10 +191,10 @@ pub(super) mod tests {
             let metrics = Metrics::new().unwrap();
             let admission = Admission::new(10_000, metrics.clone());
             let (closing, closed) = watch::channel(false);
-            let door = Door {
+            let door: FindDoor = Arc::new(|| Door {
                 at: "127.0.0.1:8080".into(),
                 tls: false,
-            };
+            });
             let config: Current = Arc::new(|| Arc::new(Config::preset()));
             let source = Source::new(metrics.clone(), admission.clone(), closed, door, config);
             Self {
