@@ -20,6 +20,8 @@ const CAPACITY: usize = 4 << 20;
 const BATCH: Duration = Duration::from_millis(50);
 /// At the end of the process what is left gets this long.
 const LAST: Duration = Duration::from_secs(1);
+/// Whoever comes by a Unix socket has no address.
+const UNIX: &str = "unix";
 /// Of a path no more is shown: strangers choose it.
 const PATH: usize = 256;
 
@@ -30,7 +32,9 @@ pub struct Entry<'a> {
     pub time: SystemTime,
     pub request_id: &'a str,
     pub trace_id: &'a str,
-    pub client: IpAddr,
+    /// `None`: it came by a Unix socket.
+    #[serde(serialize_with = "address")]
+    pub client: Option<IpAddr>,
     pub method: &'a str,
     #[serde(serialize_with = "shortened")]
     pub path: &'a str,
@@ -56,6 +60,13 @@ pub struct Entry<'a> {
 
 fn date<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+fn address<S: Serializer>(client: &Option<IpAddr>, to: S) -> Result<S::Ok, S::Error> {
+    match client {
+        Some(address) => to.collect_str(address),
+        None => to.serialize_str(UNIX),
+    }
 }
 
 fn shortened<S: Serializer>(path: &str, to: S) -> Result<S::Ok, S::Error> {
@@ -87,11 +98,14 @@ impl Entry<'_> {
 
     fn write_text(&self, to: &mut Vec<u8>) -> io::Result<()> {
         let time = humantime::format_rfc3339_millis(self.time);
-        let Self { client, method, .. } = self;
+        let method = self.method;
         // What can be in a request target holds no space and no control character; what is not
         // printable ASCII is escaped, as a terminal would obey it.
         let path = short(self.path).escape_debug();
-        write!(to, "{time} {client} {method} {path} ")?;
+        match self.client {
+            Some(client) => write!(to, "{time} {client} {method} {path} ")?,
+            None => write!(to, "{time} {UNIX} {method} {path} ")?,
+        }
         match self.status {
             Some(status) => write!(to, "{status}")?,
             None => write!(to, "-")?,
@@ -229,7 +243,7 @@ mod tests {
             time: SystemTime::UNIX_EPOCH,
             request_id: "r-1",
             trace_id: "4bf9",
-            client: Ipv4Addr::LOCALHOST.into(),
+            client: Some(Ipv4Addr::LOCALHOST.into()),
             method: "POST",
             path,
             operation: "run",

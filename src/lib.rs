@@ -6,6 +6,7 @@ pub mod outcome;
 pub mod notify;
 pub mod limit;
 pub mod metrics;
+pub mod tls;
 pub mod config;
 pub mod levels;
 pub mod access_log;

@@ -13,6 +13,8 @@ use podgate::config::overrides::{Given, Overrides};
 use podgate::config::schema;
 use podgate::emulator::cli::{self, EmulateArgs};
 use podgate::levels::Levels;
+use podgate::listener::listening::ListenError;
+use podgate::listener::sockets::Passed;
 use podgate::notify::{self, State};
 use podgate::reload::{Reloads, Source};
 use podgate::serve::{Beside, StartError};
@@ -65,7 +67,7 @@ struct ServeArgs {
     /// The configuration; without one, Runpod's documented limits.
     #[arg(long, env = "PODGATE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where clients come in.
+    /// Where clients come in: an address and a port, or `unix:` and a path.
     #[arg(long, env = "PODGATE_LISTEN", value_name = "ADDR")]
     listen: Option<String>,
     /// Where metrics and health are.
@@ -182,6 +184,13 @@ impl ServeArgs {
 }
 
 fn run_serve(args: ServeArgs) -> ExitCode {
+    let passed = match Passed::from_environment() {
+        Ok(passed) => passed,
+        Err(error) => {
+            eprintln!("podgate: the sockets that were passed cannot be used: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let source = args.source();
     let config = match source.load() {
         Ok(config) => config,
@@ -205,23 +214,27 @@ fn run_serve(args: ServeArgs) -> ExitCode {
         access_log: config.log.access.then(stdout),
         source,
         levels,
+        passed,
     };
     let running = match serve::start_with(config, beside) {
         Ok(running) => running,
         Err(error) => {
             eprintln!("podgate: {error}");
             return match error {
-                StartError::Bind { .. }
+                StartError::Listen(ListenError::Bind { .. })
+                | StartError::Admin { .. }
                 | StartError::Metrics(_)
                 | StartError::State(_)
                 | StartError::Thread(_) => ExitCode::FAILURE,
-                StartError::Live(_) | StartError::Token(_) => ExitCode::from(BAD_USAGE),
+                StartError::Live(_) | StartError::Token(_) | StartError::Listen(_) => {
+                    ExitCode::from(BAD_USAGE)
+                }
             };
         }
     };
     eprintln!(
-        "podgate ready on http://{}, admin on http://{}, upstream {}",
-        running.listen,
+        "podgate ready on {}, admin on http://{}, upstream {}",
+        running.places(),
         running.admin,
         running.shared.live().config.upstream.target
     );

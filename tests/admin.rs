@@ -147,7 +147,10 @@ fn no_page_shows_a_secret() {
     ));
     let request = "GET /v2/ep/health HTTP/1.1\r\nhost: podgate\r\nauthorization: Bearer rpa_CALLER3\r\n\
                    cookie: c=CALLER3\r\nconnection: close\r\n\r\n";
-    assert_eq!(status(&exchange(podgate.listen, request)), "502");
+    assert_eq!(
+        status(&exchange(podgate.address().unwrap(), request)),
+        "502"
+    );
     let config = get(podgate.admin, "/config");
     std::fs::remove_file(&path).expect("removed");
     for page in [
@@ -201,7 +204,7 @@ fn it_is_live_and_not_ready_until_the_last_client_is_seen_out() {
     let podgate = start(&format!("upstream: {{ url: 'http://{address}' }}"));
     let admin = podgate.admin;
     assert_eq!(body(&get(admin, "/readyz")), "ready\n");
-    let mut client = connect(podgate.listen);
+    let mut client = connect(podgate.address().unwrap());
     client
         .write_all(b"GET /v2/ep/health HTTP/1.1\r\nhost: x\r\n\r\n")
         .expect("written");
@@ -297,7 +300,7 @@ fn health_says_in_one_line_why_not() {
 #[test]
 fn callers_are_sent_elsewhere_before_they_are_turned_away() {
     let podgate = start("timeouts: { shutdown_delay: 1h }\n");
-    let (listen, admin) = (podgate.listen, podgate.admin);
+    let (listen, admin) = (podgate.address().unwrap(), podgate.admin);
     assert_eq!(status(&get(admin, "/readyz")), "200");
     podgate.leave();
     assert_eq!(status(&get(admin, "/readyz")), "503");

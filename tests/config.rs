@@ -12,6 +12,7 @@ use podgate::config::check::{Verdict, check, check_text};
 use podgate::config::overrides::{Given, Overrides};
 use podgate::config::{Config, schema};
 use proptest::prelude::*;
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
 
 fn folder() -> PathBuf {
@@ -131,7 +132,7 @@ fn flags_win_and_their_faults_name_them() {
         workers: given("--workers", "3"),
     };
     let config = Config::preset().with(&good).expect("valid");
-    assert_eq!(config.listen.port(), 0);
+    assert_eq!(config.listen[0].at.to_string(), "127.0.0.1:0");
     assert_eq!(config.upstream.target.to_string(), "http://127.0.0.1:9/x");
     assert_eq!(config.workers.map(usize::from), Some(3));
 
@@ -174,6 +175,55 @@ fn what_a_flag_replaces_is_not_held_against_the_file() {
     let said = refused.expect_err("refused").to_string();
     assert!(said.contains("can be reached from other hosts"), "{said}");
     assert!(taken.is_ok());
+}
+
+/// What is wrong with certificates is about this machine: told, and taken.
+#[test]
+fn a_key_of_another_certificate_is_told_at_its_place() {
+    let folder = std::env::temp_dir().join(format!("podgate-config-tls-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder for the test");
+    let certificate = || {
+        let params = CertificateParams::new(vec!["podgate.test".to_owned()]).expect("a name");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("signed");
+        (certificate.pem(), key.serialize_pem())
+    };
+    let ((cert, key), (_, another)) = (certificate(), certificate());
+    let file = folder.join("podgate.yaml");
+    let report = |key: &str, roots: &str| {
+        let text = "listen:\n  at: 127.0.0.1:8443\n  tls:\n    cert: tls.crt\n    key: tls.key\n    \
+                    client_ca: [ca.pem]\n    client_auth: optional\n";
+        for (name, text) in [
+            ("podgate.yaml", text),
+            ("tls.crt", &cert),
+            ("tls.key", key),
+            ("ca.pem", roots),
+        ] {
+            fs::write(folder.join(name), text).expect("written");
+        }
+        let (verdict, said) = checked(&file.to_string_lossy());
+        assert_eq!(verdict, Verdict::Good, "{said}");
+        said
+    };
+    let (good, mismatched, rootless) = (
+        report(&key, &cert),
+        report(&another, &cert),
+        report(&key, "nothing"),
+    );
+    fs::remove_dir_all(&folder).expect("removed");
+    assert!(!good.contains("warning"), "{good}");
+    assert!(
+        mismatched.contains("warning: listen.tls.key: the key ")
+            && mismatched.contains("it is not the key of the certificate"),
+        "{mismatched}"
+    );
+    assert!(
+        rootless.contains("warning: listen.tls.client_ca[0]: the clients' root ")
+            && rootless.contains("there is no certificate in it"),
+        "{rootless}"
+    );
+    let line = another.lines().nth(1).expect("base64");
+    assert!(!mismatched.contains(line), "{mismatched}");
 }
 
 /// `file` is `expected`, or is made so.

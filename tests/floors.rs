@@ -6,12 +6,13 @@ use std::fs;
 use std::path::Path;
 
 /// Lowest first, in tenths: what stands on one of them sees those below it, and itself.
-const FLOORS: [(&str, u32); 17] = [
+const FLOORS: [(&str, u32); 18] = [
     ("operation", 0),
     ("outcome", 0),
     ("notify", 0),
     ("limit", 10),
     ("metrics", 20),
+    ("tls", 25),
     ("config", 30),
     ("levels", 35),
     ("access_log", 35),

@@ -12,15 +12,23 @@ use serde_json::{Map, Value, json};
 use serde_yaml::Value as Yaml;
 
 /// Refused by `check` alone, for what no schema of one value says: `(case, why)`.
-const CHECK_ALONE: [(&str, &str); 14] = [
+const CHECK_ALONE: [(&str, &str); 22] = [
     ("api-key-remote", "two settings"),
+    ("api-key-remote-in-a-list", "two settings"),
     ("buffers-one-above-all", "two settings"),
     ("burst-above-a-rules-requests", "two settings"),
     ("burst-above-requests", "two settings"),
     ("duration-out-of-bounds", "a value with a unit"),
+    ("listen-client-auth-without-ca", "two settings"),
+    ("listen-client-ca-without-auth", "two settings"),
     ("listen-is-admin", "two settings"),
+    ("listen-key-literal", "what a text is"),
+    ("listen-mode-of-an-address", "two settings"),
     ("listen-port-too-large", "a number inside a text"),
+    ("listen-same-twice", "two settings"),
+    ("listen-second-is-admin", "two settings"),
     ("listen-takes-the-default-admin", "two settings"),
+    ("listen-unix-path-too-long", "bytes of a path"),
     ("margin-too-large", "a value with a unit"),
     ("max-wait-too-long", "a value with a unit"),
     ("rate-incomplete", "what the preset has"),

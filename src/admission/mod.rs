@@ -131,6 +131,22 @@ pub struct Before {
     pub unseen: Past,
 }
 
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin<'a> {
+    Address(IpAddr),
+    /// Whom its client has proved to be.
+    Certificate(&'a [u8]),
+    /// This host, by a Unix socket.
+    Unix,
+}
+
+impl From<IpAddr> for Origin<'_> {
+    fn from(address: IpAddr) -> Self {
+        Origin::Address(address)
+    }
+}
+
 impl Admission {
     /// `capacity`: the most lanes; endpoints past it share one lane a group.
     pub fn new(capacity: usize, metrics: Metrics) -> Self {
@@ -270,14 +286,19 @@ impl Admission {
         }
     }
 
-    /// The flow of a request: by a credential the upstream has accepted together with the address
-    /// it comes from; without one, all of an address (of an IPv6 /64) are one flow. Keyed anew in
-    /// each process, so that nobody can choose whose flow to share.
-    pub fn flow(&self, address: IpAddr, credential: Option<u64>) -> FlowId {
+    /// The flow of a request: by a credential the upstream has accepted together with where it
+    /// comes from; without one, all of an address (of an IPv6 /64) are one flow, all who prove
+    /// themselves as the same, and all who come by a Unix socket. Keyed anew in each process, so
+    /// that nobody can choose whose flow to share.
+    pub fn flow<'a>(&self, origin: impl Into<Origin<'a>>, credential: Option<u64>) -> FlowId {
         let mut hasher = self.shared.hasher.build_hasher();
-        match address.to_canonical() {
-            IpAddr::V4(address) => address.hash(&mut hasher),
-            IpAddr::V6(address) => address.octets()[..8].hash(&mut hasher),
+        match origin.into() {
+            Origin::Address(address) => match address.to_canonical() {
+                IpAddr::V4(address) => address.hash(&mut hasher),
+                IpAddr::V6(address) => address.octets()[..8].hash(&mut hasher),
+            },
+            Origin::Certificate(name) => name.hash(&mut hasher),
+            Origin::Unix => {}
         }
         credential.hash(&mut hasher);
         FlowId(hasher.finish())

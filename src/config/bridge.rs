@@ -4,12 +4,15 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 
+use rustls::pki_types::ServerName;
+
 use super::Config;
 use super::faults::{Fault, Place};
 use super::groups;
 use super::keys::Kind;
+use super::listen::{self, ListenPlace};
 use super::process::{
-    Answers, Buffers, Limits, Log, LogFormat, LogLevel, Target, Timeouts, Upstream,
+    Answers, Buffers, Limits, Log, LogFormat, LogLevel, Roots, Target, Timeouts, Upstream,
 };
 use super::raw::Value;
 use super::read::At;
@@ -20,10 +23,14 @@ pub(super) const ADDRESS: &str = "an address and a port, such as `127.0.0.1:8080
 /// What the upstream's address looks like.
 pub(super) const URL: &str = "a URL such as `https://api.runpod.ai`";
 
+/// What a server's name looks like.
+const NAME: &str = "a server's name, such as `api.runpod.ai`";
+
 /// Where the settings stand that are checked against each other.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
-    pub listen: Place,
+    /// Of each listener, in the order of the configuration's.
+    pub listen: Vec<ListenPlace>,
     pub admin: Place,
     pub replicas: Place,
     pub url: Place,
@@ -31,6 +38,7 @@ pub(super) struct Places {
     pub admin_token: Place,
     pub per_request: Place,
     pub body_idle: Place,
+    pub sni: Place,
     pub trust_ca: Vec<Place>,
 }
 
@@ -38,7 +46,7 @@ impl Places {
     /// None of them is in a file.
     pub fn nowhere() -> Self {
         Self {
-            listen: Place::Nowhere,
+            listen: vec![ListenPlace::new("listen", Place::Nowhere)],
             admin: Place::Nowhere,
             replicas: Place::Nowhere,
             url: Place::Nowhere,
@@ -46,6 +54,7 @@ impl Places {
             admin_token: Place::Nowhere,
             per_request: Place::Nowhere,
             body_idle: Place::Nowhere,
+            sni: Place::Nowhere,
             trust_ca: Vec::new(),
         }
     }
@@ -62,8 +71,10 @@ pub(super) fn write_over(
     let entries = root.entries(faults);
     let place = |key: &str| entries.get(key).map_or(Place::Nowhere, At::place);
 
-    if entries.set("listen", &mut config.listen, |at| address(at, 8080, faults)) {
-        places.listen = place("listen");
+    if let Some(at) = entries.get("listen")
+        && let Some(read) = listen::listeners(at, folder, faults)
+    {
+        (config.listen, places.listen) = read;
     }
     if entries.set("admin", &mut config.admin, |at| address(at, 9090, faults)) {
         places.admin = place("admin");
@@ -169,6 +180,14 @@ fn host_name(text: &str) -> Result<String, &'static str> {
     }
 }
 
+fn server_name(text: &str) -> Result<String, &'static str> {
+    let name = text.to_ascii_lowercase();
+    match ServerName::try_from(name.as_str()) {
+        Ok(_) => Ok(name),
+        Err(_) => Err("no certificate can be for this"),
+    }
+}
+
 fn upstream(
     upstream: &mut Upstream,
     at: &At<'_>,
@@ -199,6 +218,16 @@ fn upstream(
     ] {
         entries.set(key, target, |at| at.duration(faults));
     }
+    if let Some(at) = entries.get("sni") {
+        places.sni = at.place();
+    }
+    entries.set("sni", &mut upstream.sni, |at| {
+        at.parsed(&Kind::ServerName, NAME, server_name, faults)
+            .map(Some)
+    });
+    entries.set("roots", &mut upstream.roots, |at| {
+        at.word(&Roots::WORDS, faults)
+    });
     if let Some(at) = entries.get("trust_ca") {
         for item in at.items(faults) {
             if let Some(path) = item.path(folder, faults) {

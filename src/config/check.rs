@@ -11,11 +11,13 @@ use std::path::Path;
 use super::faults::{Fault, Place};
 use super::overrides::Overrides;
 use super::policy::GroupVerdict;
+use super::process::Scheme;
 use super::reading::{Reading, read_file};
 use super::secret::SecretSource;
 use super::{Config, LoadError, table};
 use crate::limit::quota::Rate;
 use crate::operation::Group;
+use crate::tls::{self, Which};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -102,6 +104,26 @@ fn warnings(reading: &Reading<'_>) -> Vec<Fault> {
             let fault = Fault::new(place.clone(), format!("upstream.trust_ca[{nth}]"), what);
             found.push(fault.label("podgate would not start here").warning());
         }
+    }
+    let upstream = &config.upstream;
+    if upstream.sni.is_some() && upstream.target.scheme == Scheme::Http {
+        let what = "there is no certificate to prove a name: the upstream is not `https`";
+        let fault = Fault::new(places.sni.clone(), "upstream.sni", what);
+        found.push(fault.label("of no use").warning());
+    }
+    for (listener, place) in config.listen.iter().zip(&places.listen) {
+        let Some(Err(unusable)) = listener.tls.as_ref().map(tls::load) else {
+            continue;
+        };
+        let base = place.path.trim_end_matches(".at");
+        let (at, path) = match unusable.which {
+            Which::Cert => (Some(&place.cert), "cert".to_owned()),
+            Which::Key => (Some(&place.key), "key".to_owned()),
+            Which::ClientCa(nth) => (place.client_ca.get(nth), format!("client_ca[{nth}]")),
+        };
+        let at = at.cloned().unwrap_or(Place::Nowhere);
+        let fault = Fault::new(at, format!("{base}.tls.{path}"), unusable.to_string());
+        found.push(fault.label("podgate would not start here").warning());
     }
     let scarce = scarce(config);
     if !scarce.is_empty() {

@@ -8,15 +8,22 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::groups::{COUNTS, MODES, SOURCES};
-use super::process::{LogFormat, LogLevel};
+use super::process::{LogFormat, LogLevel, Roots};
 use crate::limit::quota::Rate;
 use crate::operation::Group;
+use crate::tls::ClientAuth;
 
 /// What a value must be.
 #[derive(Debug)]
 pub(super) enum Kind {
     /// An IP address and a port.
     Address,
+    /// An IP address and a port, or `unix:` and a path.
+    ListenAddress,
+    /// The same, or a map that says more of it.
+    Listener(&'static Level),
+    /// A file's permissions, in octal.
+    Mode,
     /// An `http` or `https` URL.
     Url,
     /// A file or folder; a relative one counts from the configuration's folder.
@@ -25,6 +32,8 @@ pub(super) enum Kind {
     Variable,
     /// A host's name, without a port.
     Host,
+    /// What a certificate can be for.
+    ServerName,
     Flag,
     Whole(RangeInclusive<u64>),
     /// A whole number, or a word that stands for something else.
@@ -35,6 +44,8 @@ pub(super) enum Kind {
     /// One of a closed set.
     Word(&'static [&'static str]),
     List(&'static Kind),
+    /// The one, or a list of them that is not empty.
+    OneOrMany(&'static Kind),
     Map(&'static Level),
     /// A map, or a word that stands for something else.
     MapOr(&'static str, &'static Level),
@@ -76,7 +87,10 @@ pub(super) enum Scope {
 impl Kind {
     pub fn level(&self) -> Option<&'static Level> {
         match self {
-            Kind::Map(level) | Kind::MapOr(_, level) | Kind::OneOf(level) => Some(level),
+            Kind::Map(level)
+            | Kind::MapOr(_, level)
+            | Kind::OneOf(level)
+            | Kind::Listener(level) => Some(level),
             _ => None,
         }
     }
@@ -90,7 +104,7 @@ impl Kind {
 
     pub fn of_items(&self) -> Option<&'static Kind> {
         match self {
-            Kind::List(kind) => Some(kind),
+            Kind::List(kind) | Kind::OneOrMany(kind) => Some(kind),
             _ => None,
         }
     }
@@ -173,6 +187,8 @@ const fn words<T, const N: usize>(set: &[(&'static str, T); N]) -> [&'static str
 
 static FORMAT_WORDS: [&str; 2] = words(&LogFormat::WORDS);
 static LEVEL_WORDS: [&str; 5] = words(&LogLevel::WORDS);
+static ROOTS_WORDS: [&str; 2] = words(&Roots::WORDS);
+static CLIENT_AUTH_WORDS: [&str; 3] = words(&ClientAuth::WORDS);
 static MODE_WORDS: [&str; 3] = words(&MODES);
 static COUNTS_WORDS: [&str; 2] = words(&COUNTS);
 static SOURCES_WORDS: [&str; 3] = words(&SOURCES);
@@ -198,8 +214,8 @@ pub(super) static ROOT: Level = Level {
     keys: &[
         Key::new(
             "listen",
-            Kind::Address,
-            "Where clients call; port 0: the system picks one",
+            Kind::OneOrMany(&Kind::Listener(&LISTENER)),
+            "Where clients call: an address (port 0: the system picks one), `unix:` and a path, or a list of these and of maps",
         ),
         Key::new(
             "admin",
@@ -258,6 +274,49 @@ pub(super) static ROOT: Level = Level {
     ],
 };
 
+pub(super) static LISTENER: Level = Level {
+    name: "listen",
+    keys: &[
+        Key::new(
+            "at",
+            Kind::ListenAddress,
+            "Its address, or `unix:` and a path",
+        ),
+        Key::new(
+            "mode",
+            Kind::Mode,
+            "Of a Unix socket: who may open it, as a file's permissions, in quotes",
+        ),
+        Key::new(
+            "tls",
+            Kind::Map(&LISTENER_TLS),
+            "HTTPS; without it everything is in the clear",
+        ),
+    ],
+};
+
+pub(super) static LISTENER_TLS: Level = Level {
+    name: "listen.tls",
+    keys: &[
+        Key::new(
+            "cert",
+            Kind::Path,
+            "PEM file with the certificate, and behind it those that lead to a root; read again when it changes",
+        ),
+        Key::new("key", Kind::Path, "PEM file with its key"),
+        Key::new(
+            "client_ca",
+            Kind::List(&Kind::Path),
+            "PEM files with the roots that sign clients' certificates",
+        ),
+        Key::new(
+            "client_auth",
+            Kind::Word(&CLIENT_AUTH_WORDS),
+            "Whether clients have to show a certificate; without `client_ca` it may be left away, and is `none`",
+        ),
+    ],
+};
+
 pub(super) static UPSTREAM: Level = Level {
     name: "upstream",
     keys: &[
@@ -302,9 +361,19 @@ pub(super) static UPSTREAM: Level = Level {
             "Older connections get no further request, so that DNS changes are noticed",
         ),
         Key::new(
+            "sni",
+            Kind::ServerName,
+            "The name to ask for and to be proved by its certificate; without it the host of `url`",
+        ),
+        Key::new(
+            "roots",
+            Kind::Word(&ROOTS_WORDS),
+            "Whose certificates are trusted: Mozilla's, built in, or the machine's own (`SSL_CERT_FILE`, or where its distribution keeps them)",
+        ),
+        Key::new(
             "trust_ca",
             Kind::List(&Kind::Path),
-            "PEM files with roots trusted besides the built-in ones",
+            "PEM files with roots trusted besides these",
         ),
     ],
 };
@@ -565,7 +634,7 @@ pub(super) static ENDPOINT: Level = Level {
 };
 
 /// All levels a user's file has, for keys that stand at the wrong one.
-pub(super) static LEVELS: [&Level; 13] = [
+pub(super) static LEVELS: [&Level; 15] = [
     &ROOT,
     &ADMIN_TOKEN,
     &UPSTREAM,
@@ -579,6 +648,8 @@ pub(super) static LEVELS: [&Level; 13] = [
     &GROUP,
     &RATE,
     &ENDPOINT,
+    &LISTENER,
+    &LISTENER_TLS,
 ];
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! elsewhere, a secret ([`secret::SecretSource::resolve`]). A reload is another module's business.
 
 pub mod process;
+pub mod listen;
 pub mod policy;
 pub mod secret;
 pub mod overrides;
@@ -22,6 +23,7 @@ mod bridge;
 mod groups;
 mod raw;
 mod read;
+mod across;
 mod reading;
 mod span;
 mod table;
@@ -31,6 +33,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use faults::Faults;
+use listen::Listener;
 use overrides::Overrides;
 use policy::{EndpointRule, GroupTable, GroupVerdict};
 use process::{Answers, Buffers, Limits, Log, Timeouts, Upstream};
@@ -45,8 +48,8 @@ const PRESET: &str = include_str!("../../config/runpod.yaml");
 /// The configuration as it is meant: complete, and only valid values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where clients call. Port 0: the system picks one.
-    pub listen: SocketAddr,
+    /// Where clients call: somewhere at least.
+    pub listen: Vec<Listener>,
     /// Where operators call.
     pub admin: SocketAddr,
     /// Further names by which operators call it, in lower case; `*`: any.
@@ -85,7 +88,7 @@ impl Config {
     /// What holds when nothing is configured: Runpod's limits and podgate's defaults.
     pub fn preset() -> Config {
         let mut config = Config {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            listen: vec![Listener::loopback(8080)],
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
             admin_hosts: Vec::new(),
             admin_token: None,
@@ -144,7 +147,7 @@ impl Config {
         };
         let mut config = Reading::new("", &text, &Overrides::default()).config;
         // Whether it is free is not asked here.
-        config.listen.set_port(0);
+        config.listen = vec![Listener::loopback(0)];
         let only = Overrides {
             admin: overrides.admin.clone(),
             ..Overrides::default()
@@ -160,6 +163,11 @@ impl Config {
             .iter()
             .find(|rule| rule.pattern.matches(endpoint));
         rule.map_or(&self.groups, |rule| &rule.groups).get(group)
+    }
+
+    /// Whether a key is put into every request, so that nobody from another host may come in unasked.
+    pub fn guards_a_key(&self) -> bool {
+        self.upstream.api_key.is_some() && !self.upstream.allow_remote_injection
     }
 
     /// Further files whose contents are part of what is configured.

@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use super::Config;
+use super::across::check_across;
 use super::bridge::{ADDRESS, Places, URL, meant_address};
 use super::faults::{Fault, Faults, Place};
 use super::keys::WORKERS;
+use super::listen::{Address, LISTEN, ListenPlace, Listener, meant};
 use super::process::Target;
-use super::reading::check_across;
 
 /// One value from outside the file, and what it was given by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +58,10 @@ impl Overrides {
         faults: &mut Vec<Fault>,
     ) {
         if let Some(given) = &self.listen
-            && let Some(address) = address(given, 8080, faults)
+            && let Some(at) = listen(given, faults)
         {
-            (config.listen, places.listen) = (address, given.place());
+            config.listen = vec![Listener::plain(at)];
+            places.listen = vec![ListenPlace::new("listen", given.place())];
         }
         if let Some(given) = &self.admin
             && let Some(address) = address(given, 9090, faults)
@@ -86,6 +89,18 @@ impl Overrides {
     }
 }
 
+/// A relative path counts from where podgate was started.
+fn listen(given: &Given, faults: &mut Vec<Fault>) -> Option<Address> {
+    match Address::parse(&given.text, Path::new("")) {
+        Ok(address) => Some(address),
+        Err(why) => {
+            let help = meant(&given.text).map(|meant| format!("write `{meant}`"));
+            faults.push(given.fault(LISTEN).label(why).maybe_help(help));
+            None
+        }
+    }
+}
+
 fn address(given: &Given, usual: u16, faults: &mut Vec<Fault>) -> Option<SocketAddr> {
     let read = given.text.parse();
     if read.is_err() {
@@ -99,6 +114,8 @@ impl Config {
     /// Flags and environment over what is there. Faults name the flag or variable.
     pub fn with(mut self, overrides: &Overrides) -> Result<Config, Faults> {
         let (mut places, mut faults) = (Places::nowhere(), Vec::new());
+        let nowhere = ListenPlace::new("listen", Place::Nowhere);
+        places.listen.resize(self.listen.len(), nowhere);
         overrides.write_over(&mut self, &mut places, &mut faults);
         check_across(&self, &places, &mut faults);
         match faults.is_empty() {

@@ -149,6 +149,21 @@ fn prefix(path: &str) -> Result<&str, &'static str> {
     }
 }
 
+/// Whose signature on a certificate counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Roots {
+    /// Mozilla's, as they were when podgate was built.
+    #[default]
+    Bundled,
+    /// The machine's own.
+    System,
+}
+
+impl Roots {
+    pub const WORDS: [(&'static str, Roots); 2] =
+        [("bundled", Roots::Bundled), ("system", Roots::System)];
+}
+
 /// The API behind podgate, and how it is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -168,6 +183,9 @@ pub struct Upstream {
     /// The oldest a connection may be and still get another request: past it a new one is made, so
     /// that what the name now resolves to is noticed.
     pub max_connection_age: Duration,
+    /// The name to ask for and to be proved, where it is not the URL's host.
+    pub sni: Option<String>,
+    pub roots: Roots,
     /// PEM files with further roots; relative ones count from the configuration file's folder.
     pub trust_ca: Vec<PathBuf>,
 }
@@ -187,6 +205,8 @@ impl Default for Upstream {
             idle_timeout: Duration::from_secs(60),
             margin: Quota::MARGIN,
             max_connection_age: Duration::from_secs(300),
+            sni: None,
+            roots: Roots::default(),
             trust_ca: Vec::new(),
         }
     }

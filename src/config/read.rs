@@ -184,6 +184,19 @@ impl<'a> At<'a> {
         items.iter().enumerate().map(item).collect()
     }
 
+    /// The items of a list, or what stands in the place of a list of one.
+    pub fn one_or_many(&self, faults: &mut Vec<Fault>) -> Vec<At<'a>> {
+        if matches!(self.value, Value::List(_)) {
+            return self.items(faults);
+        }
+        let kind = self.asked(Kind::of_items, faults);
+        let one = kind.map(|kind| Self {
+            kind,
+            ..self.clone()
+        });
+        one.into_iter().collect()
+    }
+
     pub fn text(&self, expected: &str, faults: &mut Vec<Fault>) -> Option<&'a str> {
         let Value::Text(text) = self.value else {
             faults.push(self.expected(expected));

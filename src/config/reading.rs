@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::SocketAddr;
 use std::path::Path;
 
+use super::across::check_across;
 use super::bridge::{self, Places};
 use super::faults::{Fault, Faults, Place};
 use super::overrides::Overrides;
@@ -114,69 +114,4 @@ pub(super) fn read_file(path: &Path) -> Result<String, LoadError> {
         let name = path.to_string_lossy();
         LoadError::Faults(Faults::new(&name, &text, None, vec![fault]))
     })
-}
-
-/// What no single setting shows.
-pub(super) fn check_across(config: &Config, places: &Places, faults: &mut Vec<Fault>) {
-    if collide(config.listen, config.admin) {
-        faults.push(same_port(config, places));
-    }
-    let upstream = &config.upstream;
-    let loopback = config.listen.ip().to_canonical().is_loopback();
-    if upstream.api_key.is_some() && !loopback && !upstream.allow_remote_injection {
-        faults.push(open_key(config, places));
-    }
-    if config.buffers.per_request > config.buffers.total {
-        let (place, path) = (places.per_request.clone(), "buffers.per_request");
-        let fault = Fault::new(
-            place,
-            path,
-            "one request may not hold more than all together",
-        );
-        let total = units::show_size(config.buffers.total);
-        faults.push(fault.label(format!("`total` is {total}")));
-    }
-    if config.timeouts.body_idle > config.timeouts.body_total {
-        let (place, path) = (places.body_idle.clone(), "timeouts.body_idle");
-        let what = "a pause in a body may not be longer than the whole body";
-        let total = units::show_duration(config.timeouts.body_total);
-        faults.push(Fault::new(place, path, what).label(format!("`body_total` is {total}")));
-    }
-}
-
-/// Whether the second of two sockets could not be bound.
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    let all = a.ip().is_unspecified() || b.ip().is_unspecified();
-    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || all)
-}
-
-/// Told at the one of the two that somebody wrote.
-fn same_port(config: &Config, places: &Places) -> Fault {
-    let (place, path, taken, by) = match &places.admin {
-        Place::Nowhere => (&places.listen, "listen", config.admin, "admin"),
-        admin => (admin, "admin", config.listen, "listen"),
-    };
-    let fault = Fault::new(place.clone(), path, format!("`{by}` has this port already"));
-    let fault = fault.label(format!("`{by}` is {taken}"));
-    match (path, &places.listen) {
-        ("admin", listen @ Place::Part(_)) => fault.also(listen.clone(), "here"),
-        _ => fault,
-    }
-}
-
-/// A key that everybody spends who reaches podgate.
-fn open_key(config: &Config, places: &Places) -> Fault {
-    let what = format!(
-        "a key is injected into every request, and `{}` can be reached from other hosts",
-        config.listen
-    );
-    let fault = match &places.listen {
-        Place::Nowhere => Fault::new(places.api_key.clone(), "upstream.api_key", what),
-        listen => {
-            Fault::new(listen.clone(), "listen", what).also(places.api_key.clone(), "injected here")
-        }
-    };
-    fault
-        .label("whoever reaches it spends the account")
-        .help("listen on `127.0.0.1`, or say `upstream.allow_remote_injection: true`")
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Config;
 use super::groups::MOST_RULES;
-use super::keys::{GROUP, Key, Kind, LEVELS, Level, ROOT, Scope};
+use super::keys::{GROUP, Key, Kind, LEVELS, LISTENER, LISTENER_TLS, Level, ROOT, Scope};
 use super::policy::Pattern;
 use super::units::{DURATION_UNITS, SIZE_UNITS};
 use crate::operation::Group;
@@ -16,6 +16,8 @@ use crate::operation::Group;
 /// The name under `$defs` of what a group is; `status` has two keys more.
 const A_GROUP: &str = "group";
 const STATUS_GROUP: &str = "status_group";
+
+const ADDRESS: &str = r"([0-9]+(\.[0-9]+){3}|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}";
 
 /// The schema.
 pub fn json() -> Value {
@@ -41,6 +43,12 @@ pub fn json() -> Value {
             secret.insert("minProperties".into(), json!(1));
             secret.insert("maxProperties".into(), json!(1));
             secret.insert("type".into(), json!("object"));
+        }
+    }
+    for (level, required) in [(&LISTENER, &["at"][..]), (&LISTENER_TLS, &["cert", "key"])] {
+        if let Some(Value::Object(map)) = defs.get_mut(definition(level)) {
+            map.insert("type".into(), json!("object"));
+            map.insert("required".into(), json!(required));
         }
     }
     let mut schema = json!({
@@ -101,11 +109,25 @@ fn refer(definition: &str) -> Value {
 
 fn value(kind: &Kind) -> Value {
     match kind {
-        Kind::Address => pattern(r"^([0-9]+(\.[0-9]+){3}|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}$"),
+        Kind::Address => pattern(&format!("^{ADDRESS}$")),
+        Kind::ListenAddress => pattern(&format!("^(unix:.+|{ADDRESS})$")),
+        Kind::Listener(level) => {
+            json!({ "anyOf": [value(&Kind::ListenAddress), refer(definition(level))] })
+        }
+        Kind::Mode => pattern("^[0-7]{1,4}$"),
+        Kind::OneOrMany(items) => {
+            let items = value(items);
+            let list = json!({ "type": "array", "items": items, "minItems": 1 });
+            let one = items["anyOf"].as_array().cloned();
+            let mut any = one.unwrap_or_else(|| vec![items]);
+            any.push(list);
+            json!({ "anyOf": any })
+        }
         Kind::Url => pattern(r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+(/[A-Za-z0-9/._~-]*)?$"),
         Kind::Path => json!({ "type": "string", "minLength": 1 }),
         Kind::Variable => pattern("^(?!rpa_)[A-Za-z_][A-Za-z0-9_]*$"),
         Kind::Host => pattern(r"^(\*|[A-Za-z0-9._-]{1,253})$"),
+        Kind::ServerName => pattern(r"^[A-Za-z0-9._:-]{1,253}$"),
         Kind::Flag => json!({ "type": "boolean" }),
         Kind::Whole(bounds) => {
             json!({ "type": "integer", "minimum": bounds.start(), "maximum": bounds.end() })

@@ -7,19 +7,21 @@ use serde_json::{Map, Value, json};
 
 use super::Config;
 use super::groups::{COUNTS, MODES};
+use super::listen::Listener;
 use super::policy::{GroupPolicy, GroupTable, GroupVerdict};
-use super::process::{LogFormat, LogLevel};
+use super::process::{LogFormat, LogLevel, Roots};
 use super::secret::SecretSource;
 use super::units::{show_duration, show_size};
 use crate::limit::quota::Burst;
 use crate::operation::Group;
+use crate::tls::ClientAuth;
 
 impl Config {
     /// All settings, defaults too, under the file's own keys.
     pub fn to_json(&self) -> Value {
         let upstream = &self.upstream;
         let mut shown = json!({
-            "listen": self.listen.to_string(),
+            "listen": listen(&self.listen),
             "admin": self.admin.to_string(),
             "replicas": self.replicas,
             "admin_hosts": self.admin_hosts,
@@ -30,6 +32,7 @@ impl Config {
                 "idle_timeout": show_duration(upstream.idle_timeout),
                 "margin": show_duration(upstream.margin),
                 "max_connection_age": show_duration(upstream.max_connection_age),
+                "roots": word(&Roots::WORDS, upstream.roots),
                 "trust_ca": upstream.trust_ca,
             },
             "timeouts": {
@@ -71,6 +74,9 @@ impl Config {
         if let Some(folder) = &self.state_dir {
             shown["state_dir"] = json!(folder);
         }
+        if let Some(name) = &upstream.sni {
+            shown["upstream"]["sni"] = json!(name);
+        }
         if let Some(source) = &upstream.api_key {
             shown["upstream"]["api_key"] = secret(source);
         }
@@ -87,6 +93,34 @@ fn secret(source: &SecretSource) -> Value {
         SecretSource::File(path) => json!({ "file": path.to_string_lossy() }),
         SecretSource::Env(name) => json!({ "env": name }),
     }
+}
+
+/// As short as it can be written.
+fn listen(listeners: &[Listener]) -> Value {
+    match listeners {
+        [only] => listener(only),
+        all => all.iter().map(listener).collect(),
+    }
+}
+
+fn listener(listener: &Listener) -> Value {
+    let at = json!(listener.at.to_string());
+    if (listener.mode, &listener.tls) == (None, &None) {
+        return at;
+    }
+    let mut shown = json!({ "at": at });
+    if let Some(mode) = listener.mode {
+        shown["mode"] = json!(format!("{mode:04o}"));
+    }
+    if let Some(tls) = &listener.tls {
+        shown["tls"] = json!({
+            "cert": tls.cert,
+            "key": tls.key,
+            "client_ca": tls.client_ca,
+            "client_auth": word(&ClientAuth::WORDS, tls.client_auth),
+        });
+    }
+    shown
 }
 
 /// The word of a closed set.
@@ -156,13 +190,17 @@ mod tests {
         let text = "\
             listen: '[::1]:7000'\n\
             workers: 3\nreplicas: 7\n\
-            upstream: { url: 'http://[::1]:9/x', api_key: { env: K }, margin: 1ms }\n\
+            upstream: { url: 'http://[::1]:9/x', api_key: { env: K }, margin: 1ms, sni: a.b, roots: system }\n\
             log: { format: json, level: trace, access: false }\n\
             groups:\n  run: { rate: none, concurrency: none, mode: shadow, counts: completion }\n  \
                 status: { hold_share: 7, held_response_timeout: 31s, max_body: 10MB }\n\
             endpoints:\n  z: { groups: { run: { rate: { requests: 9, per: 1s, burst: 3 } } } }\n  \
                 a: { groups: { other: reject } }\n  'a*': {}\n";
-        for text in ["", text] {
+        let listeners = "\
+            listen:\n  - unix:/a.sock\n  - { at: 'unix:/b.sock', mode: \"0660\" }\n  \
+                - { at: '0.0.0.0:1', tls: { cert: /c, key: /k } }\n  \
+                - { at: '0.0.0.0:2', tls: { cert: /c, key: /k, client_ca: [/r], client_auth: required } }\n";
+        for text in ["", text, listeners] {
             let config = Config::parse("first.yaml", text).expect("valid");
             let shown = config.to_json().to_string();
             let again = Config::parse("again.yaml", &shown).unwrap_or_else(|f| panic!("{f}"));

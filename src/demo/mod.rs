@@ -100,10 +100,11 @@ fn through_podgate(runtime: &Runtime, length: Option<Duration>) -> Result<Figure
         .with(&overrides)
         .map_err(|faults| DemoError::Config(faults.to_string()))?;
     let running = serve::start(config)?;
+    let nowhere = || io::Error::other("podgate listens nowhere");
+    let address = running.address().ok_or_else(nowhere)?;
     println!(
-        "  page       http://{admin}/\n  gateway    http://{}\n  lanes      http://{admin}/lanes\n  \
+        "  page       http://{admin}/\n  gateway    http://{address}\n  lanes      http://{admin}/lanes\n  \
          metrics    http://{admin}/metrics\n  emulator   http://{}/__emulator/stats\n",
-        running.listen,
         emulated.address,
         admin = running.admin
     );
@@ -115,7 +116,7 @@ fn through_podgate(runtime: &Runtime, length: Option<Duration>) -> Result<Figure
             .map(|listed| listed.lane.view().snapshot.waiting)
             .sum()
     };
-    let figures = watch(runtime, &emulated, running.listen, Some(&waiting), length)?;
+    let figures = watch(runtime, &emulated, address, Some(&waiting), length)?;
     running.drain();
     Ok(figures)
 }
@@ -140,7 +141,7 @@ impl Emulated {
         });
         let listener = {
             let _inside = runtime.enter();
-            crate::listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?
+            crate::listener::sockets::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?
         };
         let address = listener.local_addr()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();

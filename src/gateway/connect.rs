@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 use crate::config::process::{Scheme, Target, Upstream as Settings};
 use crate::gateway::dial::Host;
 use crate::gateway::proxy::{Proxy, ProxyError};
-use crate::gateway::tls::{self, TlsError};
+use crate::gateway::tls::{self, Complaints, TlsError};
 use crate::gateway::wire::Peer;
 
 /// Why no connection could ever be made.
@@ -34,6 +34,7 @@ pub struct Connector {
     host: Host,
     proxy: Option<Proxy>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    complaints: Complaints,
     /// For all of it.
     timeout: Duration,
 }
@@ -41,16 +42,20 @@ pub struct Connector {
 impl Connector {
     /// # Errors
     /// [`SetupError`]: as it says.
-    pub fn new(settings: &Settings) -> Result<Self, SetupError> {
+    pub fn new(settings: &Settings, complaints: Complaints) -> Result<Self, SetupError> {
         let target = settings.target.clone();
         let tls = match target.scheme {
             Scheme::Http => None,
-            Scheme::Https => Some(tls::connector(&target.host, &settings.trust_ca)?),
+            Scheme::Https => {
+                let name = settings.sni.as_deref().unwrap_or(&target.host);
+                Some(tls::connector(name, settings.roots, &settings.trust_ca)?)
+            }
         };
         Ok(Self {
             host: Host::new(&target.host, target.port),
             proxy: Proxy::from_environment(&target)?,
             tls,
+            complaints,
             timeout: settings.connect_timeout,
             target,
         })
@@ -80,7 +85,8 @@ impl Connector {
         match &self.tls {
             None => Ok(Stream::Plain(tcp)),
             Some((connector, name)) => {
-                let stream = connector.connect(name.clone(), tcp).await?;
+                let stream = connector.connect(name.clone(), tcp).await;
+                let stream = stream.inspect_err(|error| self.complaints.about(error, name))?;
                 Ok(Stream::Tls(Box::new(stream)))
             }
         }

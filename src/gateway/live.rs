@@ -9,6 +9,7 @@ use http::HeaderValue;
 use crate::config::Config;
 use crate::config::secret::SecretError;
 use crate::gateway::connect::SetupError;
+use crate::gateway::tls::Complaints;
 use crate::gateway::upstream::Upstream;
 
 /// One configuration, ready to forward by.
@@ -19,6 +20,7 @@ pub struct Live {
     pub(super) authorization: Option<HeaderValue>,
     /// One a worker.
     upstreams: Box<[Upstream]>,
+    complaints: Complaints,
 }
 
 /// Why nothing can be forwarded by a configuration.
@@ -49,6 +51,7 @@ impl Live {
             field.set_sensitive(true);
             Ok::<_, LiveError>(field)
         });
+        let complaints = before.map_or_else(Complaints::default, |live| live.complaints.clone());
         let same = before.filter(|before| {
             // Files may have other contents than when they were read.
             settings.trust_ca.is_empty()
@@ -58,7 +61,7 @@ impl Live {
         let upstreams = match same {
             Some(before) => before.upstreams.clone(),
             None => (0..workers)
-                .map(|_| Upstream::new(settings))
+                .map(|_| Upstream::new(settings, complaints.clone()))
                 .collect::<Result<_, _>>()?,
         };
         Ok(Self {
@@ -66,6 +69,7 @@ impl Live {
             host,
             authorization: authorization.transpose()?,
             upstreams,
+            complaints,
         })
     }
 

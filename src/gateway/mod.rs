@@ -1,5 +1,6 @@
 //! A request's way, one file a stage. [`Gateway::forward`] is the page.
 
+pub mod stream;
 pub mod presence;
 pub mod request_id;
 pub mod trace;
@@ -223,7 +224,7 @@ impl Gateway {
         };
         let flow = shared
             .admission
-            .flow(caller.address, shared.accepted.known(credential));
+            .flow(caller.origin(), shared.accepted.known(credential));
 
         let terms = Terms {
             max_body: policy.max_body,

@@ -6,17 +6,19 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::admission::Origin;
 use crate::gateway::framing::Framing;
+use crate::gateway::stream::Stream;
+use crate::tls::der;
 
 /// How often whoever waits is looked after. Most are missed by hyper at once; before anything is
 /// spent on one, it is looked for in any case.
@@ -25,7 +27,10 @@ const TICK: Duration = Duration::from_millis(250);
 /// Who has sent a request. Cheap to clone.
 #[derive(Clone)]
 pub struct Caller {
-    pub address: IpAddr,
+    /// `None`: it came by a Unix socket.
+    pub address: Option<IpAddr>,
+    /// Whom it has proved to be by a certificate.
+    name: Option<Arc<[u8]>>,
     shared: Arc<Shared>,
 }
 
@@ -33,21 +38,39 @@ pub struct Caller {
 pub struct Socket(Arc<Shared>);
 
 struct Shared {
-    stream: Mutex<TcpStream>,
+    stream: Mutex<Stream>,
     framing: Framing,
     unread: AtomicBool,
 }
 
 impl Caller {
     /// The client at the other side of `stream`.
-    pub fn new(address: IpAddr, stream: TcpStream) -> (Self, Socket) {
+    pub fn new(address: Option<IpAddr>, stream: Stream) -> (Self, Socket) {
+        let name = match &stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(tls) => tls.client_certificate().and_then(name),
+        };
         let shared = Arc::new(Shared {
             stream: Mutex::new(stream),
             framing: Framing::default(),
             unread: AtomicBool::new(false),
         });
         let socket = Socket(shared.clone());
-        (Self { address, shared }, socket)
+        let caller = Self {
+            address,
+            name,
+            shared,
+        };
+        (caller, socket)
+    }
+
+    /// By what it is told apart from others.
+    pub fn origin(&self) -> Origin<'_> {
+        match (&self.name, self.address) {
+            (Some(name), _) => Origin::Certificate(name),
+            (None, Some(address)) => Origin::Address(address),
+            (None, None) => Origin::Unix,
+        }
     }
 
     /// What hyper does not tell of the heads that come from it.
@@ -80,27 +103,17 @@ impl Caller {
 
     /// Whether it has closed its side. Half closed is closed: an answer would have no reader.
     pub fn is_gone(&self) -> bool {
-        let stream = self.shared.stream.lock();
-        let ready = pin!(stream.ready(Interest::READABLE));
-        match ready.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(ready)) => ready.is_read_closed(),
-            // Nothing is unread: hyper listens.
-            Poll::Pending | Poll::Ready(Err(_)) => false,
-        }
+        self.shared.stream.lock().is_closed()
     }
 
     /// Whether it has sent what nobody has read yet.
     pub fn has_unread(&self) -> bool {
-        let stream = self.shared.stream.lock();
-        let ready = pin!(stream.ready(Interest::READABLE));
-        let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
-        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_readable())
+        self.shared.stream.lock().has_unread()
     }
 
     /// Writes to it past hyper, which has ended; as much as fits.
     pub fn write_last(&self, bytes: &[u8]) {
-        // Whoever has gone meanwhile does not read it.
-        let _ = self.shared.stream.lock().try_write(bytes);
+        self.shared.stream.lock().write_now(bytes);
     }
 
     /// Returns once it has closed its side, a tick later at most.
@@ -109,6 +122,13 @@ impl Caller {
             tokio::time::sleep(TICK).await;
         }
     }
+}
+
+/// What stays the same when a certificate is renewed: whom it is for, by all names it has.
+fn name(certificate: &[u8]) -> Option<Arc<[u8]>> {
+    let facts = der::read(certificate)?;
+    let name = [facts.subject, facts.names].concat();
+    (!name.is_empty()).then(|| name.into())
 }
 
 impl AsyncRead for Socket {

@@ -42,7 +42,7 @@ pub struct Names {
 pub struct Record {
     shared: Arc<Shared>,
     started: Instant,
-    client: IpAddr,
+    client: Option<IpAddr>,
     method: Method,
     target: Uri,
     names: Names,
@@ -60,7 +60,7 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn begin(shared: &Arc<Shared>, head: &request::Parts, client: IpAddr) -> Self {
+    pub fn begin(shared: &Arc<Shared>, head: &request::Parts, client: Option<IpAddr>) -> Self {
         Self {
             shared: shared.clone(),
             started: now(),

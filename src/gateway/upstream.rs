@@ -17,6 +17,7 @@ use crate::config::process::Upstream as Settings;
 use crate::gateway::body::Outgoing;
 use crate::gateway::connect::{Connector, SetupError};
 use crate::gateway::pool::{Connection, Pool, Taken};
+use crate::gateway::tls::Complaints;
 use crate::gateway::wire::{Sending, Watched, Wire};
 
 /// Tries on connections that turn out closed before a byte was written, the first included.
@@ -78,10 +79,10 @@ enum Failed {
 impl Upstream {
     /// # Errors
     /// [`SetupError`]: it could never be reached as configured.
-    pub fn new(settings: &Settings) -> Result<Self, SetupError> {
+    pub fn new(settings: &Settings, complaints: Complaints) -> Result<Self, SetupError> {
         Ok(Self {
             shared: Arc::new(Shared {
-                connector: Connector::new(settings)?,
+                connector: Connector::new(settings, complaints)?,
                 pool: Pool::new(settings.max_connection_age),
                 stall: settings.idle_timeout,
             }),

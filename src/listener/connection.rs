@@ -1,8 +1,11 @@
 //! One client's connection, from its first byte to its last.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
@@ -11,15 +14,17 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpStream;
+use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tower::{ServiceBuilder, ServiceExt};
 
 use crate::config::process::Timeouts;
 use crate::gateway::presence::{Caller, Socket};
 use crate::gateway::record::Recorded;
 use crate::gateway::stack::CatchPanic;
+use crate::gateway::stream::{Plain, Stream};
 use crate::gateway::{Gateway, linger};
 use crate::listener::guarded::Guarded;
 use crate::listener::heads::Heads;
@@ -58,21 +63,41 @@ pub struct Connection {
 impl Connection {
     /// Serves until the client or a timeout ends it, or, once nothing new is to be taken, what is
     /// under way has ended.
-    pub async fn serve(mut self, stream: TcpStream, peer: SocketAddr) {
+    pub async fn serve(
+        mut self,
+        stream: Plain,
+        peer: Option<IpAddr>,
+        tls: Option<Arc<ServerConfig>>,
+    ) {
         let connected = now();
-        let version = tokio::select! {
-            version = timeout(self.timeouts.header, version::of(&stream)) => version,
+        let opened = async {
+            match tls {
+                None => open(stream).await,
+                // Few listeners have it, and every connection's task would have room for it.
+                Some(tls) => Box::pin(open_tls(stream, tls)).await,
+            }
+        };
+        let opened = tokio::select! {
+            opened = timeout(self.timeouts.header, opened) => opened,
             () = last_call(&mut self.closing) => return,
         };
-        let (caller, socket) = Caller::new(peer.ip(), stream);
+        // It never said anything, or nothing that can be understood.
+        let Ok(Ok((version, stream))) = opened else {
+            return;
+        };
+        let says_its_end = stream.is_tls();
+        let (caller, socket) = Caller::new(peer, stream);
+        let connected_to = says_its_end.then(|| caller.clone());
         let served = match version {
-            Ok(Ok(Version::Http1)) => self.http1(caller, socket, connected).await,
-            Ok(Ok(Version::Http2)) => self.http2(caller, socket).await,
-            // It never said anything.
-            Ok(Err(_)) | Err(_) => return,
+            Version::Http1 => self.http1(caller, socket, connected).await,
+            Version::Http2 => self.http2(caller, socket).await,
         };
         if let Err(error) = served {
             tracing::debug!(%error, "a client's connection ended badly");
+        }
+        if let Some(caller) = connected_to {
+            // hyper says it only where all went well. Closed without a word is taken for cut.
+            let _ = timeout(LAST_CALL, poll_fn(|cx| caller.poll_end(cx))).await;
         }
     }
 
@@ -181,6 +206,24 @@ impl Connection {
             } => Ok(()),
         }
     }
+}
+
+async fn open(stream: Plain) -> io::Result<(Version, Stream)> {
+    let version = version::of(&stream).await?;
+    Ok((version, Stream::Plain(stream)))
+}
+
+async fn open_tls(stream: Plain, tls: Arc<ServerConfig>) -> io::Result<(Version, Stream)> {
+    let accepted = TlsAcceptor::from(tls).accept(stream).await;
+    let accepted = accepted.inspect_err(|error| {
+        tracing::debug!(%error, "a client and podgate could not agree on TLS");
+    })?;
+    let mut stream = Stream::tls(accepted);
+    let version = match &mut stream {
+        Stream::Tls(tls) => version::of_tls(tls).await?,
+        Stream::Plain(plain) => version::of(plain).await?,
+    };
+    Ok((version, stream))
 }
 
 /// Returns once nothing new is to be taken.

@@ -38,22 +38,23 @@ impl<T> Guarded<T> {
         match (&written, &mut self.behind) {
             (Poll::Ready(Ok(bytes)), Some(behind)) => behind.came(*bytes as u64),
             (Poll::Ready(_), _) => {}
-            (Poll::Pending, behind) => {
-                if let Some(heads) = &self.heads {
-                    heads.set_behind(true);
-                }
-                ready!(
-                    behind
-                        .get_or_insert_with(|| Pace::taking(self.write))
-                        .poll_late(cx)
-                );
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the client does not take what is written to it",
-                )));
-            }
+            (Poll::Pending, _) => return self.waits(cx),
         }
         written
+    }
+
+    /// Its client takes nothing now; an error once that was so for too long.
+    fn waits<R>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
+        if let Some(heads) = &self.heads {
+            heads.set_behind(true);
+        }
+        let write = self.write;
+        let behind = self.behind.get_or_insert_with(|| Pace::taking(write));
+        ready!(behind.poll_late(cx));
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client does not take what is written to it",
+        )))
     }
 }
 
@@ -96,18 +97,27 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
         self.io.is_write_vectored()
     }
 
-    /// hyper flushes once it has nothing more to write: then its client has caught up.
+    /// hyper flushes once it has nothing more to write: once that is out, its client has caught up.
+    /// TLS holds some of it.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        if flushed.is_pending() {
+            return self.waits(cx);
+        }
         if self.behind.take().is_some()
             && let Some(heads) = &self.heads
         {
             heads.set_behind(false);
         }
-        Pin::new(&mut self.io).poll_flush(cx)
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let ended = Pin::new(&mut self.io).poll_shutdown(cx);
+        match ended.is_pending() {
+            true => self.waits(cx),
+            false => ended,
+        }
     }
 }
 
@@ -159,6 +169,44 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_reader_is_served() {
         assert_eq!(given_up(20_000, Duration::from_secs(1)).await, None);
+    }
+
+    /// TLS takes a write into its own memory.
+    struct HeldBack;
+
+    impl AsyncWrite for HeldBack {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_nothing_of_the_last_bytes_is_given_up() {
+        let began = now();
+        let mut writer = Guarded::new(HeldBack, WRITE, None);
+        writer.write_all(b"the last").await.unwrap();
+        assert_eq!(
+            writer.flush().await.unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
+        assert_eq!(began.elapsed(), WRITE);
+        let mut writer = Guarded::new(HeldBack, WRITE, None);
+        assert_eq!(
+            writer.shutdown().await.unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
     }
 
     /// The time it was not behind is not counted against it.

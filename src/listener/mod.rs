@@ -1,6 +1,9 @@
-//! The street door: one listening socket, accepted from by every worker; connections served until
+//! The street door: listening sockets, each accepted from by every worker; connections served until
 //! they end or the drain's bound is over.
 
+pub mod sockets;
+pub mod certificates;
+pub mod listening;
 pub mod room;
 pub mod version;
 pub mod heads;
@@ -8,32 +11,27 @@ pub mod guarded;
 pub mod streams;
 pub mod connection;
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::gateway::Gateway;
+use crate::gateway::stream::Plain;
+use crate::listener::certificates::Certificates;
 use crate::listener::connection::{Connection, closed};
+use crate::listener::listening::Listening;
 use crate::listener::room::{Place, Room};
+use crate::listener::sockets::Acceptor;
 use crate::metrics::Metrics;
 
-/// Connections the kernel keeps for us: with the usual 128 a burst of callers waits for SYNs to be
-/// sent again.
-const BACKLOG: u32 = 4096;
-/// A client that says nothing for so long is asked whether it is there, by its kernel: one whose
-/// machine is gone says nothing for ever, and its request would still be sent when its turn comes.
-const ALIVE: Duration = Duration::from_secs(20);
-/// Bytes the kernel keeps that a client's window has no room for. It would keep megabytes, be full
-/// again only once a third of them was taken, and a slow reader would seem to have stopped.
-const UNSENT: u32 = 128 * 1024;
 /// After a failed accept (no file descriptor is left, mostly) the next try waits this long.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
@@ -52,31 +50,6 @@ pub fn raise_open_files() -> Option<u64> {
     }
 }
 
-/// The one listening socket. Not shared by `SO_REUSEPORT`: a second podgate would bind it silently
-/// and spend the budget again.
-///
-/// # Errors
-/// The address is taken, or not ours.
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    // A restart must not wait for old connections to be forgotten.
-    socket.set_reuseaddr(true)?;
-    // What is set here every accepted socket begins with.
-    let options = SockRef::from(&socket);
-    let alive = TcpKeepalive::new()
-        .with_time(ALIVE)
-        .with_interval(ALIVE / 4);
-    options.set_tcp_keepalive(&alive.with_retries(4))?;
-    // Without it each small answer waits for the acknowledgement of the one before.
-    options.set_tcp_nodelay(true)?;
-    options.set_tcp_notsent_lowat(UNSENT)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)?.into_std()
-}
-
 /// What one worker needs to serve.
 pub struct Door {
     pub gateway: Gateway,
@@ -86,28 +59,78 @@ pub struct Door {
 }
 
 impl Door {
-    /// Accepts and serves until `closing` says so, then sees the open connections out.
-    ///
-    /// # Errors
-    /// The socket cannot be used by this runtime.
+    /// Accepts and serves wherever `listeners` says at the time, until `closing` says so, then sees
+    /// the open connections out. Those of a listener that is taken away are seen out likewise.
     pub async fn serve(
         self,
-        listener: std::net::TcpListener,
+        mut listeners: watch::Receiver<Vec<Arc<Listening>>>,
+        mut closing: watch::Receiver<bool>,
+    ) {
+        let door = Arc::new(self);
+        let mut attended: HashMap<u64, watch::Sender<bool>> = HashMap::new();
+        let mut attending = JoinSet::new();
+        loop {
+            // No listener is held here: its socket is closed when it is taken away.
+            let now = listeners.borrow_and_update().clone();
+            attended.retain(|id, leaves| {
+                let stays = now.iter().any(|listening| listening.id() == *id);
+                if !stays {
+                    leaves.send_replace(true);
+                }
+                stays
+            });
+            for listening in now {
+                attended.entry(listening.id()).or_insert_with(|| {
+                    let (leaves, left) = watch::channel(false);
+                    attending.spawn(door.clone().attend(listening, left));
+                    leaves
+                });
+            }
+            tokio::select! {
+                changed = listeners.changed() => if changed.is_err() { break },
+                Some(_) = attending.join_next(), if !attending.is_empty() => {}
+                () = closed(&mut closing) => break,
+            }
+        }
+        drop(listeners);
+        for leaves in attended.values() {
+            leaves.send_replace(true);
+        }
+        while attending.join_next().await.is_some() {}
+    }
+
+    async fn attend(self: Arc<Self>, listening: Arc<Listening>, closing: watch::Receiver<bool>) {
+        let (at, certificates) = (listening.at().clone(), listening.certificates().cloned());
+        let acceptor = listening.acceptor();
+        drop(listening);
+        let attended = match acceptor {
+            Ok(acceptor) => self.accept(acceptor, certificates, closing).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = attended {
+            tracing::error!(%error, "a worker cannot use the socket that listens on {at}");
+        }
+    }
+
+    async fn accept(
+        &self,
+        acceptor: Acceptor,
+        certificates: Option<Arc<Certificates>>,
         mut closing: watch::Receiver<bool>,
     ) -> io::Result<()> {
-        let listener = TcpListener::from_std(listener)?;
         let mut connections = JoinSet::new();
         let mut failing = false;
         loop {
             let accepted = async {
                 let place = self.room.place().await;
-                listener.accept().await.map(|accepted| (accepted, place))
+                acceptor.accept().await.map(|accepted| (accepted, place))
             };
             tokio::select! {
                 accepted = accepted => match accepted {
-                    Ok(((stream, peer), place)) => {
+                    Ok((accepted, place)) => {
                         failing = false;
-                        let serve = self.connection(stream, peer, place, closing.clone());
+                        let tls = certificates.as_ref().map(|own| own.current());
+                        let serve = self.connection(accepted, tls, place, closing.clone());
                         connections.spawn(serve);
                     }
                     // It left before we came to it.
@@ -126,18 +149,17 @@ impl Door {
         }
         let drained = async {
             // Whoever the kernel has let in already would be reset.
-            let backlog = listener.into_std()?;
+            let backlog = acceptor.into_socket()?;
             loop {
                 let place = tokio::select! {
                     place = self.room.place() => place,
                     Some(_) = connections.join_next(), if !connections.is_empty() => continue,
                 };
-                let Ok((stream, peer)) = backlog.accept() else {
+                let Ok(accepted) = backlog.accept_now() else {
                     break;
                 };
-                stream.set_nonblocking(true)?;
-                let stream = TcpStream::from_std(stream)?;
-                let serve = self.connection(stream, peer, place, closing.clone());
+                let tls = certificates.as_ref().map(|own| own.current());
+                let serve = self.connection(accepted, tls, place, closing.clone());
                 connections.spawn(serve);
             }
             drop(backlog);
@@ -156,8 +178,8 @@ impl Door {
 
     fn connection(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        (stream, peer): (Plain, Option<IpAddr>),
+        tls: Option<Arc<ServerConfig>>,
         place: Place,
         closing: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + use<> {
@@ -170,7 +192,7 @@ impl Door {
         };
         async move {
             let _open = open;
-            connection.serve(stream, peer).await;
+            connection.serve(stream, peer, tls).await;
         }
     }
 }

@@ -4,8 +4,9 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::sleep;
+
+use crate::gateway::stream::{Plain, Tls};
 
 /// RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -24,7 +25,7 @@ pub enum Version {
 ///
 /// # Errors
 /// The connection broke; `UnexpectedEof`: it was closed before it said anything.
-pub async fn of(stream: &TcpStream) -> io::Result<Version> {
+pub async fn of(stream: &Plain) -> io::Result<Version> {
     let mut first = [0; PREFACE.len()];
     let mut seen = 0;
     loop {
@@ -39,15 +40,28 @@ pub async fn of(stream: &TcpStream) -> io::Result<Version> {
             return Ok(Version::Http2);
         }
         // Closed in the middle of it: hyper finds out what that was.
-        if here == seen
-            && stream
-                .ready(tokio::io::Interest::READABLE)
-                .await?
-                .is_read_closed()
-        {
+        if here == seen && stream.readable().await?.is_read_closed() {
             return Ok(Version::Http1);
         }
         seen = here;
         sleep(PIECES).await;
     }
+}
+
+/// What was agreed on with TLS, or the same told by the first bytes where nothing was.
+///
+/// # Errors
+/// As [`of`].
+pub async fn of_tls(stream: &mut Tls) -> io::Result<Version> {
+    match stream.protocol() {
+        Some(b"h2") => return Ok(Version::Http2),
+        Some(_) => return Ok(Version::Http1),
+        None => {}
+    }
+    let is_told = |seen: &[u8]| !PREFACE.starts_with(seen);
+    let seen = stream.look(PREFACE.len(), is_told).await?;
+    Ok(match seen == PREFACE {
+        true => Version::Http2,
+        false => Version::Http1,
+    })
 }

@@ -15,7 +15,8 @@ use parking_lot::RwLock;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    CounterVec, Encoder, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    CounterVec, Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::metrics::endpoint::EndpointMetrics;
@@ -50,6 +51,7 @@ struct Families {
     log_dropped: IntCounter,
     /// Taken, refused.
     reloads: [IntCounter; 2],
+    certificates: IntGaugeVec,
     endpoints: RwLock<HashMap<Box<str>, Arc<EndpointMetrics>>>,
     other: OnceLock<Arc<EndpointMetrics>>,
 }
@@ -74,7 +76,7 @@ impl Metrics {
             declared(r, IntCounterVec::new(Opts::new(name, help), labels))
         };
         r.register(Box::new(ProcessCollector::for_self()))?;
-        let build = prometheus::IntGaugeVec::new(
+        let build = IntGaugeVec::new(
             Opts::new("podgate_build_info", "Always 1; which podgate this is."),
             &["version"],
         );
@@ -146,6 +148,16 @@ impl Metrics {
                 ),
             )?,
             reloads,
+            certificates: declared(
+                r,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "podgate_certificate_expiry_timestamp_seconds",
+                        "When the first certificate of a listener's chain is over.",
+                    ),
+                    &["listener"],
+                ),
+            )?,
             endpoints: RwLock::default(),
             other: OnceLock::new(),
             registry,
@@ -222,6 +234,16 @@ impl Metrics {
     pub fn reloaded(&self, taken: bool) {
         let [ok, refused] = &self.families.reloads;
         if taken { ok } else { refused }.inc();
+    }
+
+    /// When a listener's certificates are over, in seconds since 1970; `None`: it has none any more.
+    pub fn certificate_expires(&self, listener: &str, at: Option<i64>) {
+        let series = &self.families.certificates;
+        match at {
+            Some(at) => series.with_label_values(&[listener]).set(at),
+            // That there was none is as well.
+            None => drop(series.remove_label_values(&[listener])),
+        }
     }
 
     /// The page in the Prometheus text format.

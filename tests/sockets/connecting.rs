@@ -58,6 +58,10 @@ impl Root {
         params.not_after = date_time_ymd(years.end, 1, 1);
         let key = KeyPair::generate().unwrap();
         let certificate: Certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Self::acceptor(&certificate, &key)
+    }
+
+    fn acceptor(certificate: &Certificate, key: &KeyPair) -> TlsAcceptor {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
@@ -67,6 +71,14 @@ impl Root {
             .with_single_cert(vec![certificate.der().clone()], key)
             .unwrap();
         TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// What a server proves by nobody's word but its own.
+    fn signs_itself(name: &str) -> TlsAcceptor {
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        Self::acceptor(&certificate, &key)
     }
 
     /// The configuration's `trust_ca`.
@@ -193,6 +205,12 @@ async fn what_is_wrong_with_a_certificate_is_said_and_costs_nothing() {
             "not valid for name",
         ),
         (
+            "signed by itself",
+            Root::signs_itself("localhost"),
+            &root,
+            "UnknownIssuer",
+        ),
+        (
             "of an unknown root",
             root.server("localhost", 2020..2090),
             &other,
@@ -211,6 +229,66 @@ async fn what_is_wrong_with_a_certificate_is_said_and_costs_nothing() {
         assert!(detail.contains(said), "{what}: {detail}");
         assert_eq!(gateway.window_used(Group::Run), 0, "{what}");
         gateway.comes_to_rest().await;
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_by_another_name_is_asked_for_that() {
+    let root = Root::new();
+    let tls = root.server("api.example", 2020..2090);
+    let upstream = Behind::start(tls, End::Length).await;
+    for (sni, status) in [("api.example", 200), ("other.example", 502)] {
+        let keys = format!("sni: {sni}, {}", root.trusted());
+        let scene = Scene::default().upstream_keys(&keys);
+        let (gateway, _machine) = scene
+            .url(upstream.url("localhost"))
+            .before(upstream.address);
+        let answer = gateway.get("/v2/ep/health").await;
+        assert_eq!(answer.status, status, "{sni}");
+    }
+}
+
+#[tokio::test]
+async fn the_machine_s_own_roots_are_trusted_where_they_are_asked_for() {
+    let root = Root::new();
+    let upstream = Behind::start(root.server("localhost", 2020..2090), End::Length).await;
+    let shell = format!("SSL_CERT_FILE='{}' exec \"$@\"", root.file.display());
+    for (roots, status) in [("system", 200), ("bundled", 502)] {
+        let scene = Scene::default().upstream_keys(&format!("roots: {roots}"));
+        let process = scene.url(upstream.url("localhost")).process_by(&shell);
+        let answer = process.post("/v2/ep/run", "{}".to_owned()).await;
+        assert_eq!(answer.status, status, "{roots}");
+    }
+}
+
+/// However many ask, and whichever of its workers they come to.
+#[tokio::test]
+async fn what_is_wrong_with_a_certificate_is_said_once() {
+    let root = Root::new();
+    for (tls, said) in [
+        (
+            root.server("other.example", 2020..2090),
+            "is only valid for DnsName(\"other.example\") (`upstream.sni` is for",
+        ),
+        (
+            root.server("localhost", 2020..2021),
+            "is refused: certificate expired",
+        ),
+        (
+            Root::signs_itself("localhost"),
+            "UnknownIssuer (nobody who is trusted has signed it: `upstream.trust_ca`",
+        ),
+    ] {
+        let upstream = Behind::start(tls, End::Length).await;
+        let scene = Scene::default().upstream_keys(&root.trusted());
+        let process = scene.url(upstream.url("localhost")).process();
+        for _ in 0..5 {
+            let answer = process.post("/v2/ep/run", "{}".to_owned()).await;
+            assert_eq!(answer.status, 502);
+        }
+        eventually("it is said", || process.has_said(said) == 1).await;
+        let all = process.has_said("the certificate that the upstream shows for localhost");
+        assert_eq!(all, 1, "{:?}", process.said());
     }
 }
 

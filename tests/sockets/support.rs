@@ -61,6 +61,7 @@ pub struct Scene {
     keys: String,
     url: Option<String>,
     workers: usize,
+    listen: String,
     /// Of the gateway's configuration, beside the groups.
     settings: &'static str,
     /// Limits that are not the documented ones.
@@ -102,6 +103,7 @@ impl Default for Scene {
             keys: String::new(),
             url: None,
             workers: 2,
+            listen: "127.0.0.1:0".to_owned(),
             settings: "",
             told: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -141,6 +143,13 @@ impl Scene {
 
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
+        self
+    }
+
+    /// Where the gateway's clients come in.
+    #[allow(dead_code, reason = "for the tests of listeners")]
+    pub fn listen(mut self, listen: String) -> Self {
+        self.listen = listen;
         self
     }
 
@@ -199,9 +208,9 @@ impl Scene {
             None => format!("http://{upstream}"),
         };
         format!(
-            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: {}\n\
+            "listen: {}\nadmin: 127.0.0.1:0\nworkers: {}\n\
              upstream: {{ url: '{url}', margin: {}, idle_timeout: {}{} }}\n{}\ngroups:\n{groups}",
-            self.workers, self.margin, self.idle_timeout, self.keys, self.settings
+            self.listen, self.workers, self.margin, self.idle_timeout, self.keys, self.settings
         )
     }
 
@@ -381,7 +390,7 @@ impl Gateway {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.running.listen
+        self.running.address().unwrap()
     }
 
     /// The lane of a group, as it stands; `None` while there is none.

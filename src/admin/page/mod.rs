@@ -6,7 +6,6 @@
 pub mod events;
 mod snapshot;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -33,6 +32,9 @@ const SCRIPT: &str = include_str!("page.js");
 /// Where the style and the script go; the markup holds each once.
 const STYLE_GOES: &str = "<style></style>";
 const SCRIPT_GOES: &str = "<script type=\"module\"></script>";
+
+/// Says where clients come in first.
+pub type Listen = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// An answer of the admin port: at once, or as it happens.
 pub type Body = Either<Full<Bytes>, Stream>;
@@ -81,7 +83,7 @@ impl Page {
         metrics: Metrics,
         admission: Admission,
         closing: watch::Receiver<bool>,
-        listen: SocketAddr,
+        listen: Listen,
         config: Current,
     ) -> Self {
         let source = Source::new(metrics, admission, closing, listen, config);

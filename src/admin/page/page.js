@@ -402,9 +402,11 @@ function showNothing(unmatched) {
   put($("sought"), view.endpoint);
   mark($("everything"), "href", link({ ...view, endpoint: "" }));
   // An address that means any is reached by the name this page was.
-  const door = told.listen.replace(/^(0\.0\.0\.0|\[::\])(?=:\d+$)/, location.hostname);
-  put($("door"), `http://${door}`);
-  put($("example"), `curl -H "Authorization: Bearer $RUNPOD_API_KEY" http://${door}/v2/ENDPOINT/health`);
+  const door = told.listen.replace(/(?<=^https?:\/\/)(0\.0\.0\.0|\[::\])(?=:\d+$)/, location.hostname);
+  put($("door"), door);
+  const [, path] = door.match(/^unix:(\S*)/) ?? [];
+  const where = path ? `--unix-socket ${path} http://podgate` : door;
+  put($("example"), `curl -H "Authorization: Bearer $RUNPOD_API_KEY" ${where}/v2/ENDPOINT/health`);
 }
 
 function show() {

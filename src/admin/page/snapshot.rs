@@ -3,13 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use crate::admin;
 use crate::admin::Current;
+use crate::admin::page::Listen;
 use crate::admission::clock::Clock;
 use crate::admission::lane::LaneView;
 use crate::admission::{Admission, Listed};
@@ -29,7 +29,7 @@ pub struct Source {
     metrics: Metrics,
     admission: Admission,
     closing: watch::Receiver<bool>,
-    listen: SocketAddr,
+    listen: Listen,
     config: Current,
     pub(super) clock: Clock,
     started: Timestamp,
@@ -42,7 +42,7 @@ impl Source {
         metrics: Metrics,
         admission: Admission,
         closing: watch::Receiver<bool>,
-        listen: SocketAddr,
+        listen: Listen,
         config: Current,
     ) -> Self {
         let clock = Clock::start();
@@ -80,7 +80,7 @@ impl Source {
             "version": env!("CARGO_PKG_VERSION"),
             "process": self.process,
             "uptime_ms": admin::millis(self.clock.now().since(self.started)),
-            "listen": self.listen.to_string(),
+            "listen": (self.listen)(),
             "upstream": (self.config)().upstream.target.to_string(),
             "draining": *self.closing.borrow(),
             "connections": self.metrics.connections().get(),
@@ -179,7 +179,7 @@ pub(super) mod tests {
             let metrics = Metrics::new().unwrap();
             let admission = Admission::new(10_000, metrics.clone());
             let (closing, closed) = watch::channel(false);
-            let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
+            let listen: Listen = Arc::new(|| "http://127.0.0.1:8080".into());
             let config: Current = Arc::new(|| Arc::new(Config::preset()));
             let source = Source::new(metrics.clone(), admission.clone(), closed, listen, config);
             Self {

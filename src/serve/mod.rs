@@ -1,7 +1,9 @@
 //! A running podgate: worker threads with a runtime each, the admin door, and the way down.
 
+mod taking;
+
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -15,14 +17,18 @@ use crate::access_log::AccessLog;
 use crate::admin::page::Page;
 use crate::admin::{Admin, Current};
 use crate::config::Config;
-use crate::config::secret::{SecretError, SecretSource};
+use crate::config::listen::Address;
+use crate::config::secret::SecretError;
 use crate::gateway::live::{Live, LiveError};
 use crate::gateway::{Gateway, Shared};
 use crate::levels::Levels;
+use crate::listener::listening::{ListenError, Listening, passed_to};
 use crate::listener::room::Room;
+use crate::listener::sockets::{self, Passed, Socket};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
-use crate::reload::{Refused, Reloads, Source, Taken, Watch};
+use crate::reload::{Reloads, Source, Watch};
+use crate::serve::taking::Taking;
 use crate::state::{Keeper, State, StateError};
 
 /// What of the drain is left, at most, when those who still wait are sent away: for their answers.
@@ -35,12 +41,10 @@ const OWN_FILES: usize = 32;
 /// Why podgate did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address} (`{setting}`): {why}")]
-    Bind {
-        setting: &'static str,
-        address: SocketAddr,
-        why: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("cannot listen on {address} (`admin`): {why}")]
+    Admin { address: SocketAddr, why: io::Error },
     #[error(transparent)]
     Live(#[from] LiveError),
     #[error("`admin_token`: {0}")]
@@ -56,8 +60,9 @@ pub enum StartError {
 /// A podgate that serves. Dropped it stops at once; [`Running::drain`] sees its clients out first.
 pub struct Running {
     pub shared: Arc<Shared>,
-    /// Where it listens, with the ports that were bound.
-    pub listen: SocketAddr,
+    /// Where clients come in. Who is put in here is served from then on, who is taken away is seen
+    /// out as at the end.
+    pub listeners: watch::Sender<Vec<Arc<Listening>>>,
     pub admin: SocketAddr,
     leaving: watch::Sender<bool>,
     closing: watch::Sender<bool>,
@@ -76,6 +81,8 @@ pub struct Beside {
     pub access_log: Option<Box<dyn io::Write + Send>>,
     pub source: Source,
     pub levels: Levels,
+    /// Sockets that were listening before; those that fit are taken.
+    pub passed: Passed,
 }
 
 /// Binds, starts the workers, and returns once requests are taken.
@@ -91,30 +98,13 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 /// # Errors
 /// [`StartError`]: nothing was started.
 pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError> {
+    let mut passed = beside.passed;
     // Before anything is bound: whoever has the directory may serve on these addresses too.
     let state = config.state_dir.as_deref().map(State::take).transpose()?;
-    let bind = |setting, address| {
-        let listener = listener::bind(address);
-        listener.map_err(|why| StartError::Bind {
-            setting,
-            address,
-            why,
-        })
-    };
-    let runtime = runtime().map_err(StartError::Thread)?;
-    // Sockets are made inside a runtime, and handed to the ones that serve them.
-    let (listen, admin) = {
-        let _inside = runtime.enter();
-        (bind("listen", config.listen), bind("admin", config.admin))
-    };
-    // Whoever starts podgate from a runtime of its own may not wait for another one to end.
-    runtime.shutdown_background();
-    let (listen, admin) = (listen?, admin?);
-    let address =
-        |listener: &std::net::TcpListener| listener.local_addr().map_err(StartError::Thread);
-    let (listen_at, admin_at) = (address(&listen)?, address(&admin)?);
-
     let metrics = Metrics::new()?;
+    let (listeners, admin) = sockets(&config, &mut passed, &metrics)?;
+    let admin_at = admin.local_addr().map_err(StartError::Thread)?;
+    let listeners = watch::Sender::new(listeners);
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let workers = config.workers.unwrap_or_else(cores).get();
     let room = Arc::new(Room::new(places(config.limits.connections)));
@@ -151,13 +141,10 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
             metrics: metrics.clone(),
             room: room.clone(),
         };
-        let listener = listen.try_clone().map_err(StartError::Thread)?;
-        let closed = closed.clone();
+        let (listeners, closed) = (listeners.subscribe(), closed.clone());
         let (all, serving, draining) = (all.clone(), serving.clone(), draining.clone());
         threads.push(spawn(format!("worker-{number}"), async move {
-            if let Err(error) = door.serve(listener, closed).await {
-                tracing::error!(%error, "a worker cannot use the listening socket");
-            }
+            door.serve(listeners, closed).await;
             // What wakes a lane runs where somebody waited first: the others wait still.
             drop((serving, draining));
             all.closed().await;
@@ -165,16 +152,21 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
     }
     drop(serving);
     let of = shared.clone();
+    let open = listeners.subscribe();
     let config: Current = Arc::new(move || of.live().config.clone());
     let page = Page::new(
         metrics.clone(),
         shared.admission.clone(),
-        closed,
-        listen_at,
+        closed.clone(),
+        Arc::new(move || {
+            open.borrow()
+                .first()
+                .map_or_else(String::new, |first| first.to_string())
+        }),
         config.clone(),
     );
     let door = Admin {
-        metrics,
+        metrics: metrics.clone(),
         admission: shared.admission.clone(),
         config,
         leaving: left,
@@ -182,7 +174,13 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
         reloads: reloads.clone(),
         levels: beside.levels.clone(),
     };
-    let take = taking(shared.clone(), beside.levels);
+    let taking = Taking {
+        shared: shared.clone(),
+        listeners: listeners.clone(),
+        levels: beside.levels,
+        closing: closed,
+        metrics,
+    };
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
             served = door.serve(admin) => {
@@ -190,14 +188,14 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
                     tracing::error!(%error, "the admin door cannot use its socket");
                 }
             }
-            () = watch.run(take) => {}
+            () = watch.run(|config| taking.take(config)) => {}
             // Until the last client is seen out there is something to see.
             () = all.closed() => {}
         }
     })?);
     Ok(Running {
         shared,
-        listen: listen_at,
+        listeners,
         admin: admin_at,
         leaving,
         closing,
@@ -207,6 +205,41 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
         keeper,
         reloads,
     })
+}
+
+type Sockets = (Vec<Arc<Listening>>, TcpListener);
+
+/// What podgate listens on: for clients and for operators.
+fn sockets(config: &Config, passed: &mut Passed, metrics: &Metrics) -> Result<Sockets, StartError> {
+    let runtime = runtime().map_err(StartError::Thread)?;
+    let bound = {
+        // Sockets are made inside a runtime, and handed to the ones that serve them.
+        let _inside = runtime.enter();
+        bind(config, passed, metrics)
+    };
+    // Whoever starts podgate from a runtime of its own may not wait for another one to end.
+    runtime.shutdown_background();
+    if passed.left() > 0 {
+        let many = passed.left();
+        tracing::warn!("{many} of the sockets that were passed belong to no listener: closed");
+    }
+    bound
+}
+
+fn bind(config: &Config, passed: &mut Passed, metrics: &Metrics) -> Result<Sockets, StartError> {
+    let address = config.admin;
+    let admin = match passed.at(&Address::Tcp(address)) {
+        Some(Socket::Tcp(listener)) => Ok(listener),
+        _ => sockets::bind(address),
+    };
+    let admin = admin.map_err(|why| StartError::Admin { address, why })?;
+    let sockets = passed_to(&config.listen, passed);
+    let listeners = config.listen.iter().zip(sockets);
+    let listeners = listeners.map(|(listener, socket)| {
+        Listening::open(listener, socket, config.guards_a_key(), metrics).map(Arc::new)
+    });
+    let listeners: Result<Vec<_>, _> = listeners.collect();
+    Ok((listeners?, admin))
 }
 
 /// How many clients may be connected: as many as is wanted, if so many files can be open. A crowd
@@ -225,41 +258,6 @@ fn places(wanted: u32) -> usize {
         );
     }
     wanted.min(most)
-}
-
-/// What puts another configuration in effect.
-fn taking(shared: Arc<Shared>, levels: Levels) -> impl FnMut(Config) -> Result<Taken, Refused> {
-    move |config| {
-        let before = shared.live().config.clone();
-        let (level, need_restart) = (config.log.level, need_restart(&before, &config));
-        if let Some(Err(error)) = config.admin_token.as_ref().map(SecretSource::resolve) {
-            return Err(format!("`admin_token`: {error}"));
-        }
-        shared.reload(config).map_err(|error| error.to_string())?;
-        // What was set by hand stays, unless this says something else.
-        if level != before.log.level {
-            levels.set(level);
-        }
-        Ok(Taken { need_restart })
-    }
-}
-
-/// Keys of which a running podgate keeps the value it was started with.
-fn need_restart(before: &Config, config: &Config) -> Vec<&'static str> {
-    let keys = [
-        ("listen", before.listen != config.listen),
-        ("admin", before.admin != config.admin),
-        ("workers", before.workers != config.workers),
-        ("state_dir", before.state_dir != config.state_dir),
-        (
-            "limits.connections",
-            before.limits.connections != config.limits.connections,
-        ),
-        ("log.format", before.log.format != config.log.format),
-        ("log.access", before.log.access != config.log.access),
-    ];
-    let differ = keys.into_iter().filter(|(_, differs)| *differs);
-    differ.map(|(key, _)| key).collect()
 }
 
 fn runtime() -> io::Result<Runtime> {
@@ -284,6 +282,19 @@ impl Running {
         self.reloads.clone()
     }
 
+    /// Where the first listener that has an address listens, with the port that was bound.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let listeners = self.listeners.borrow();
+        listeners.iter().find_map(|listening| listening.at().tcp())
+    }
+
+    /// Where clients come in, for people.
+    pub fn places(&self) -> String {
+        let listeners = self.listeners.borrow();
+        let places: Vec<_> = listeners.iter().map(|place| place.to_string()).collect();
+        places.join(", ")
+    }
+
     /// Says on the admin port that callers are to go elsewhere, and takes their requests all the same:
     /// whoever sends them here learns of it late.
     pub fn leave(&self) {
@@ -294,6 +305,8 @@ impl Running {
     /// Whoever still waits for its turn shortly before is told, not cut.
     pub fn drain(self) {
         self.leave();
+        // Before the workers let go of theirs: whom the kernel lets in after that, nobody would see.
+        self.listeners.send_replace(Vec::new());
         self.closing.send_replace(true);
         let drain = self.shared.live().config.timeouts.drain;
         let waits = drain - (drain / 10).min(LAST_WORD);
