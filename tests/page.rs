@@ -199,7 +199,7 @@ fn the_stream_tells_the_lanes_and_what_was_counted() {
 
     let empty = stream.snapshot();
     assert_eq!(empty["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(empty["listen"], podgate.address().unwrap().to_string());
+    assert_eq!(empty["listen"], podgate.places());
     assert_eq!(empty["draining"], false);
     assert_eq!(empty["lanes"], json!([]));
     assert_eq!(empty["counters"], json!([]));
@@ -211,7 +211,7 @@ fn the_stream_tells_the_lanes_and_what_was_counted() {
     for (endpoint, times) in [("one", 1), ("two", 2)] {
         for _ in 0..times {
             let path = format!("/v2/{endpoint}/health");
-            let (head, _) = exchange(podgate.address().unwrap(), "GET", &path);
+            let (head, _) = exchange(podgate.address().expect("an address"), "GET", &path);
             assert!(head.starts_with("HTTP/1.1 502"), "{head}");
         }
     }

@@ -147,7 +147,9 @@ fn a_bad_file_changes_nothing_and_says_why() {
     assert_eq!(status(&answer), "409");
     assert!(body(&answer).contains("`health`"), "{answer}");
     assert!(body(&answer).contains("podgate.yaml:"), "{answer}");
-    assert!(podgate.said().contains("the old one stays"));
+    eventually("it is said", || {
+        podgate.said().contains("the old one stays")
+    });
     assert_eq!((podgate.reloads("refused"), podgate.limit()), (1, Some(10)));
     assert_eq!(status(&podgate.get("/readyz")), "200");
     // Put right it is taken without anybody's asking.
@@ -250,11 +252,11 @@ fn what_needs_a_restart_is_named() {
         r#"{"need_restart":["workers","log.format"]}"#
     );
     assert_eq!(podgate.limit(), Some(20), "the rest is taken");
-    assert!(
+    eventually("it is said", || {
         podgate
             .said()
             .contains("needs a restart: workers, log.format")
-    );
+    });
 }
 
 #[test]
@@ -303,9 +305,11 @@ fn how_much_is_logged_changes_while_it_runs() {
     );
     fs::write(&file, config(upstream, 10, "log: { level: warn }\n")).unwrap();
     assert_eq!(status(&podgate.post("/reload", "")), "200");
-    let said = podgate.said();
     assert_eq!(status(&podgate.post("/reload", "")), "200");
-    assert_eq!(podgate.said(), said);
+    // What is said next tells that all before it was heard.
+    assert_eq!(status(&podgate.post("/log-level", "error")), "200");
+    eventually("it is said", || podgate.said().contains("set to error"));
+    assert_eq!(podgate.said().matches("read again").count(), 1);
 }
 
 #[test]
@@ -353,7 +357,9 @@ fn an_operator_pauses_a_lane_and_resumes_it() {
     assert_eq!(status(&podgate.post("/pause?endpoint=unheard", "")), "404");
     let answer = podgate.post("/pause?endpoint=ep&group=health&for=1h", "");
     assert_eq!(body(&answer), r#"{"paused":["ep health"],"for":"1h"}"#);
-    assert!(podgate.said().contains("an operator has paused lanes"));
+    eventually("it is said", || {
+        podgate.said().contains("an operator has paused lanes")
+    });
     let address = podgate.address;
     let ask_health = move |fields: &str| ask(address, "GET", "/v2/ep/health", fields, "");
     // An hour is more than it would wait.
@@ -375,4 +381,69 @@ fn an_operator_pauses_a_lane_and_resumes_it() {
         emulator.stats_json()["endpoints"]["ep"]["health"]["arrived"],
         1
     );
+}
+
+/// An address that nobody listened on just now.
+fn free() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[test]
+fn places_to_come_in_are_added_and_taken_away() {
+    let (_emulator, upstream) = upstream(None);
+    let folder = folder("reload-listen");
+    let (file, socket) = (folder.join("podgate.yaml"), folder.join("socket"));
+    let (first, second, third) = (free(), free(), free());
+    let at = |listen: &str| {
+        let text = config(upstream, N, "");
+        fs::write(
+            &file,
+            text.replace("listen: 127.0.0.1:0", &format!("listen: {listen}")),
+        )
+        .unwrap();
+    };
+    at(&format!("['{first}', '{second}']"));
+    let podgate = Podgate::start(&file);
+    let load = Load::start(first, 4);
+    eventually("requests are served", || load.served() > 5);
+    let mut kept = TcpStream::connect(second).unwrap();
+    let request = "GET /v2/ep/health HTTP/1.1\r\nhost: p\r\nauthorization: Bearer k\r\n\r\n";
+    kept.write_all(request.as_bytes()).unwrap();
+    assert_eq!(status(&one_answer(&mut kept).unwrap()), "200");
+
+    at(&format!(
+        "['{third}', 'unix:{}', '{first}']",
+        socket.display()
+    ));
+    let answer = podgate.post("/reload", "");
+    assert_eq!(body(&answer), r#"{"need_restart":[]}"#);
+    eventually("the new ones are open", || {
+        TcpStream::connect(third).is_ok()
+            && std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+    eventually("the old one is closed", || {
+        TcpStream::connect(second).is_err()
+    });
+    eventually("whoever came by it is told", || {
+        // By the end of the connection, or by an answer that says so.
+        let sent = kept.write_all(request.as_bytes());
+        let answer = sent.ok().and_then(|()| one_answer(&mut kept));
+        answer.is_none_or(|answer| answer.contains("connection: close"))
+    });
+
+    // One that cannot be had: nothing changes.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    at(&format!("['{first}', '{}']", taken.local_addr().unwrap()));
+    let answer = podgate.post("/reload", "");
+    assert_eq!(status(&answer), "409");
+    assert!(answer.contains("cannot listen on"), "{answer}");
+    assert!(TcpStream::connect(third).is_ok() && socket.exists());
+
+    at(&format!("'{first}'"));
+    assert_eq!(status(&podgate.post("/reload", "")), "200");
+    eventually("its file is gone", || !socket.exists());
+    let served = load.served();
+    eventually("the first goes on", || load.served() > served + 5);
+    load.end();
 }

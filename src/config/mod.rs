@@ -165,6 +165,11 @@ impl Config {
         rule.map_or(&self.groups, |rule| &rule.groups).get(group)
     }
 
+    /// Whether a key is put into every request, so that nobody from another host may come in unasked.
+    pub fn guards_a_key(&self) -> bool {
+        self.upstream.api_key.is_some() && !self.upstream.allow_remote_injection
+    }
+
     /// Further files whose contents are part of what is configured.
     pub fn files(&self) -> Vec<&PathBuf> {
         let Upstream {

@@ -87,6 +87,14 @@ impl Config {
     }
 }
 
+/// Where it is kept.
+fn secret(source: &SecretSource) -> Value {
+    match source {
+        SecretSource::File(path) => json!({ "file": path.to_string_lossy() }),
+        SecretSource::Env(name) => json!({ "env": name }),
+    }
+}
+
 /// As short as it can be written.
 fn listen(listeners: &[Listener]) -> Value {
     match listeners {
@@ -113,14 +121,6 @@ fn listener(listener: &Listener) -> Value {
         });
     }
     shown
-}
-
-/// Where it is kept.
-fn secret(source: &SecretSource) -> Value {
-    match source {
-        SecretSource::File(path) => json!({ "file": path.to_string_lossy() }),
-        SecretSource::Env(name) => json!({ "env": name }),
-    }
 }
 
 /// The word of a closed set.

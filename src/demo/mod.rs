@@ -103,9 +103,8 @@ fn through_podgate(runtime: &Runtime, length: Option<Duration>) -> Result<Figure
     let nowhere = || io::Error::other("podgate listens nowhere");
     let address = running.address().ok_or_else(nowhere)?;
     println!(
-        "  page       http://{admin}/\n  gateway    http://{}\n  lanes      http://{admin}/lanes\n  \
+        "  page       http://{admin}/\n  gateway    http://{address}\n  lanes      http://{admin}/lanes\n  \
          metrics    http://{admin}/metrics\n  emulator   http://{}/__emulator/stats\n",
-        address,
         emulated.address,
         admin = running.admin
     );

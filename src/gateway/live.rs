@@ -7,7 +7,6 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use crate::config::Config;
-use crate::config::process::Roots;
 use crate::config::secret::SecretError;
 use crate::gateway::connect::SetupError;
 use crate::gateway::tls::Complaints;
@@ -21,7 +20,6 @@ pub struct Live {
     pub(super) authorization: Option<HeaderValue>,
     /// One a worker.
     upstreams: Box<[Upstream]>,
-    /// What was said of the upstream's certificate, by whichever configuration.
     complaints: Complaints,
 }
 
@@ -53,15 +51,13 @@ impl Live {
             field.set_sensitive(true);
             Ok::<_, LiveError>(field)
         });
+        let complaints = before.map_or_else(Complaints::default, |live| live.complaints.clone());
         let same = before.filter(|before| {
             // Files may have other contents than when they were read.
             settings.trust_ca.is_empty()
-                && settings.roots == Roots::Bundled
                 && before.config.upstream == *settings
                 && before.upstreams.len() == workers
         });
-        let complaints = before.map(|before| before.complaints.clone());
-        let complaints = complaints.unwrap_or_default();
         let upstreams = match same {
             Some(before) => before.upstreams.clone(),
             None => (0..workers)

@@ -1,5 +1,6 @@
 //! A place where clients come in while podgate runs.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,11 +18,6 @@ pub enum ListenError {
     #[error("`listen` ({at}): {why}")]
     Certificates { at: Address, why: CertificatesError },
     #[error(
-        "a key would be injected into every request, and {at} could be reached from other hosts \
-         until now: this takes a restart"
-    )]
-    WasOpen { at: Address },
-    #[error(
         "a key is injected into every request, and the socket {at} that was passed can be reached \
          from other hosts: `upstream.allow_remote_injection` would say that this is meant"
     )]
@@ -32,8 +28,6 @@ pub enum ListenError {
 /// and whoever accepts goes by that.
 pub struct Listening {
     id: u64,
-    /// As it was configured.
-    configured: Listener,
     /// As configured, but for a port that the system picked.
     at: Address,
     /// Shared with whatever takes its place with other certificates.
@@ -53,9 +47,13 @@ impl Listening {
         injects: bool,
         metrics: &Metrics,
     ) -> Result<Self, ListenError> {
+        let bind = |why| ListenError::Bind {
+            at: listener.at.clone(),
+            why,
+        };
         let socket = match socket {
             Some(socket) => socket,
-            None => Socket::bind(&listener.at, listener.mode).map_err(|why| bind(listener, why))?,
+            None => Socket::bind(&listener.at, listener.mode).map_err(bind)?,
         };
         Self::on(Arc::new(socket), listener, injects, metrics)
     }
@@ -71,7 +69,10 @@ impl Listening {
         metrics: &Metrics,
     ) -> Result<Self, ListenError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let at = socket.address().map_err(|why| bind(listener, why))?;
+        let at = socket.address().map_err(|why| ListenError::Bind {
+            at: listener.at.clone(),
+            why,
+        })?;
         let actual = Listener {
             at: at.clone(),
             ..listener.clone()
@@ -87,20 +88,10 @@ impl Listening {
         })?;
         Ok(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            configured: listener.clone(),
             at,
             socket,
             certificates,
         })
-    }
-
-    /// Whether other hosts reach it and are not asked who they are.
-    pub fn is_open(&self) -> bool {
-        let actual = Listener {
-            at: self.at.clone(),
-            ..self.configured.clone()
-        };
-        actual.is_open()
     }
 
     /// Another for each one that is opened.
@@ -129,56 +120,17 @@ impl Listening {
     }
 }
 
-fn bind(listener: &Listener, why: io::Error) -> ListenError {
-    let at = listener.at.clone();
-    ListenError::Bind { at, why }
-}
-
-/// Where clients come in by another configuration: whoever is configured as before stays as it is,
-/// whoever is so at the same place keeps its socket. Nothing changes by this alone.
-///
-/// # Errors
-/// [`ListenError`]: as it says.
-pub fn next(
-    now: &[Arc<Listening>],
-    listeners: &[Listener],
-    injects: bool,
-    metrics: &Metrics,
-) -> Result<Vec<Arc<Listening>>, ListenError> {
-    // Its connections, and who comes until it is gone, would spend the key.
-    if injects && let Some(open) = now.iter().find(|own| own.is_open()) {
-        let at = open.at.clone();
-        return Err(ListenError::WasOpen { at });
-    }
-    let mut left = now.to_vec();
-    let mut take = |same: &dyn Fn(&Listener) -> bool| {
-        let nth = left.iter().position(|own| same(&own.configured))?;
-        Some(left.remove(nth))
-    };
-    let mut kept: Vec<_> = listeners
-        .iter()
-        .map(|listener| take(&|own| own == listener))
-        .collect();
-    let mut next = Vec::with_capacity(listeners.len());
-    for (listener, kept) in listeners.iter().zip(&mut kept) {
-        let place = |own: &Listener| own.at == listener.at;
-        if let Some(kept) = kept.take() {
-            next.push(kept);
-            continue;
+impl fmt::Display for Listening {
+    /// As a client is told of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = &self.at;
+        match (at, &self.certificates) {
+            (Address::Unix(_), None) => at.fmt(f),
+            (Address::Unix(_), Some(_)) => write!(f, "{at} (https)"),
+            (Address::Tcp(_), None) => write!(f, "http://{at}"),
+            (Address::Tcp(_), Some(_)) => write!(f, "https://{at}"),
         }
-        let listening = match take(&place) {
-            Some(there) => {
-                there
-                    .socket
-                    .allow(listener.mode)
-                    .map_err(|why| bind(listener, why))?;
-                Listening::on(there.socket.clone(), listener, injects, metrics)?
-            }
-            None => Listening::open(listener, None, injects, metrics)?,
-        };
-        next.push(Arc::new(listening));
     }
-    Ok(next)
 }
 
 /// Which of the sockets that were passed each listener gets: the one that listens where it is to,

@@ -49,9 +49,9 @@ struct Families {
     connections_total: IntCounter,
     buffered: IntGauge,
     log_dropped: IntCounter,
-    certificates: IntGaugeVec,
     /// Taken, refused.
     reloads: [IntCounter; 2],
+    certificates: IntGaugeVec,
     endpoints: RwLock<HashMap<Box<str>, Arc<EndpointMetrics>>>,
     other: OnceLock<Arc<EndpointMetrics>>,
 }
@@ -147,6 +147,7 @@ impl Metrics {
                     "Lines of the access log thrown away because nobody read it fast enough.",
                 ),
             )?,
+            reloads,
             certificates: declared(
                 r,
                 IntGaugeVec::new(
@@ -157,7 +158,6 @@ impl Metrics {
                     &["listener"],
                 ),
             )?,
-            reloads,
             endpoints: RwLock::default(),
             other: OnceLock::new(),
             registry,
@@ -230,6 +230,12 @@ impl Metrics {
         &self.families.log_dropped
     }
 
+    /// A configuration was read again, and taken or not.
+    pub fn reloaded(&self, taken: bool) {
+        let [ok, refused] = &self.families.reloads;
+        if taken { ok } else { refused }.inc();
+    }
+
     /// When a listener's certificates are over, in seconds since 1970; `None`: it has none any more.
     pub fn certificate_expires(&self, listener: &str, at: Option<i64>) {
         let series = &self.families.certificates;
@@ -238,12 +244,6 @@ impl Metrics {
             // That there was none is as well.
             None => drop(series.remove_label_values(&[listener])),
         }
-    }
-
-    /// A configuration was read again, and taken or not.
-    pub fn reloaded(&self, taken: bool) {
-        let [ok, refused] = &self.families.reloads;
-        if taken { ok } else { refused }.inc();
     }
 
     /// The page in the Prometheus text format.

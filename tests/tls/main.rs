@@ -18,4 +18,3 @@ mod asked;
 mod leaving;
 mod rotation;
 mod places;
-mod reloaded;

@@ -4,7 +4,7 @@
 //! it run, by their hashes, and nothing is asked for but the stream.
 
 pub mod events;
-pub mod snapshot;
+mod snapshot;
 
 use std::sync::{Arc, LazyLock};
 
@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::admin::Current;
 use crate::admin::page::events::{Events, Stream, Streams};
-use crate::admin::page::snapshot::{FindDoor, Source};
+use crate::admin::page::snapshot::Source;
 use crate::admission::Admission;
 use crate::metrics::Metrics;
 
@@ -32,6 +32,9 @@ const SCRIPT: &str = include_str!("page.js");
 /// Where the style and the script go; the markup holds each once.
 const STYLE_GOES: &str = "<style></style>";
 const SCRIPT_GOES: &str = "<script type=\"module\"></script>";
+
+/// Says where clients come in first.
+pub type Listen = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// An answer of the admin port: at once, or as it happens.
 pub type Body = Either<Full<Bytes>, Stream>;
@@ -75,15 +78,15 @@ pub struct Page {
 }
 
 impl Page {
-    /// `door` and `config`'s upstream are shown, so that who opens the page knows which podgate it is.
+    /// `listen` and `config`'s upstream are shown, so that who opens the page knows which podgate it is.
     pub fn new(
         metrics: Metrics,
         admission: Admission,
         closing: watch::Receiver<bool>,
-        door: FindDoor,
+        listen: Listen,
         config: Current,
     ) -> Self {
-        let source = Source::new(metrics, admission, closing, door, config);
+        let source = Source::new(metrics, admission, closing, listen, config);
         Self {
             events: Arc::new(Events::new(source)),
         }

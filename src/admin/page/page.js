@@ -402,13 +402,11 @@ function showNothing(unmatched) {
   put($("sought"), view.endpoint);
   mark($("everything"), "href", link({ ...view, endpoint: "" }));
   // An address that means any is reached by the name this page was.
-  const at = told.listen.replace(/^(0\.0\.0\.0|\[::\])(?=:\d+$)/, location.hostname);
-  const scheme = told.tls ? "https" : "http";
-  const [, file] = at.match(/^unix:(.*)$/s) ?? [];
-  const door = file ? at : `${scheme}://${at}`;
-  const by = file ? `--unix-socket ${file} ${scheme}://podgate` : door;
+  const door = told.listen.replace(/(?<=^https?:\/\/)(0\.0\.0\.0|\[::\])(?=:\d+$)/, location.hostname);
   put($("door"), door);
-  put($("example"), `curl -H "Authorization: Bearer $RUNPOD_API_KEY" ${by}/v2/ENDPOINT/health`);
+  const [, path] = door.match(/^unix:(\S*)/) ?? [];
+  const where = path ? `--unix-socket ${path} http://podgate` : door;
+  put($("example"), `curl -H "Authorization: Bearer $RUNPOD_API_KEY" ${where}/v2/ENDPOINT/health`);
 }
 
 function show() {

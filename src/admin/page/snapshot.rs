@@ -3,13 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use crate::admin;
 use crate::admin::Current;
+use crate::admin::page::Listen;
 use crate::admission::clock::Clock;
 use crate::admission::lane::LaneView;
 use crate::admission::{Admission, Listed};
@@ -24,22 +24,12 @@ const LANES: usize = 200;
 /// Flows named for each lane, those that wait with most.
 const FLOWS: usize = 8;
 
-/// Where clients come in.
-pub struct Door {
-    /// An address, or `unix:` and a path.
-    pub at: String,
-    pub tls: bool,
-}
-
-/// Finds it: it may be another one by now.
-pub type FindDoor = Arc<dyn Fn() -> Door + Send + Sync>;
-
 /// Where snapshots come from.
 pub struct Source {
     metrics: Metrics,
     admission: Admission,
     closing: watch::Receiver<bool>,
-    door: FindDoor,
+    listen: Listen,
     config: Current,
     pub(super) clock: Clock,
     started: Timestamp,
@@ -52,7 +42,7 @@ impl Source {
         metrics: Metrics,
         admission: Admission,
         closing: watch::Receiver<bool>,
-        door: FindDoor,
+        listen: Listen,
         config: Current,
     ) -> Self {
         let clock = Clock::start();
@@ -60,7 +50,7 @@ impl Source {
             metrics,
             admission,
             closing,
-            door,
+            listen,
             config,
             clock,
             started: clock.now(),
@@ -86,13 +76,11 @@ impl Source {
                 }
             }
         }
-        let door = (self.door)();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "process": self.process,
             "uptime_ms": admin::millis(self.clock.now().since(self.started)),
-            "listen": door.at,
-            "tls": door.tls,
+            "listen": (self.listen)(),
             "upstream": (self.config)().upstream.target.to_string(),
             "draining": *self.closing.borrow(),
             "connections": self.metrics.connections().get(),
@@ -166,7 +154,7 @@ fn named(names: &[&str], counts: &[u64]) -> Map<String, Value> {
 
 #[cfg(test)]
 pub(super) mod tests {
-
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -191,12 +179,9 @@ pub(super) mod tests {
             let metrics = Metrics::new().unwrap();
             let admission = Admission::new(10_000, metrics.clone());
             let (closing, closed) = watch::channel(false);
-            let door: FindDoor = Arc::new(|| Door {
-                at: "127.0.0.1:8080".into(),
-                tls: false,
-            });
+            let listen: Listen = Arc::new(|| "http://127.0.0.1:8080".into());
             let config: Current = Arc::new(|| Arc::new(Config::preset()));
-            let source = Source::new(metrics.clone(), admission.clone(), closed, door, config);
+            let source = Source::new(metrics.clone(), admission.clone(), closed, listen, config);
             Self {
                 metrics,
                 admission,

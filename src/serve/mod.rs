@@ -1,5 +1,7 @@
 //! A running podgate: worker threads with a runtime each, the admin door, and the way down.
 
+mod taking;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
@@ -12,21 +14,21 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
-
-use crate::admin::page::{Page, snapshot};
+use crate::admin::page::Page;
 use crate::admin::{Admin, Current};
 use crate::config::Config;
 use crate::config::listen::Address;
-use crate::config::secret::{SecretError, SecretSource};
+use crate::config::secret::SecretError;
 use crate::gateway::live::{Live, LiveError};
 use crate::gateway::{Gateway, Shared};
 use crate::levels::Levels;
-use crate::listener::listening::{self, ListenError, Listening, passed_to};
+use crate::listener::listening::{ListenError, Listening, passed_to};
 use crate::listener::room::Room;
 use crate::listener::sockets::{self, Passed, Socket};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
-use crate::reload::{Refused, Reloads, Source, Taken, Watch};
+use crate::reload::{Reloads, Source, Watch};
+use crate::serve::taking::Taking;
 use crate::state::{Keeper, State, StateError};
 
 /// What of the drain is left, at most, when those who still wait are sent away: for their answers.
@@ -79,7 +81,7 @@ pub struct Beside {
     pub access_log: Option<Box<dyn io::Write + Send>>,
     pub source: Source,
     pub levels: Levels,
-    /// Sockets that were listening before.
+    /// Sockets that were listening before; those that fit are taken.
     pub passed: Passed,
 }
 
@@ -95,11 +97,12 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 ///
 /// # Errors
 /// [`StartError`]: nothing was started.
-pub fn start_with(config: Config, mut beside: Beside) -> Result<Running, StartError> {
+pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError> {
+    let mut passed = beside.passed;
     // Before anything is bound: whoever has the directory may serve on these addresses too.
     let state = config.state_dir.as_deref().map(State::take).transpose()?;
     let metrics = Metrics::new()?;
-    let (listeners, admin) = sockets(&config, &mut beside.passed, &metrics)?;
+    let (listeners, admin) = sockets(&config, &mut passed, &metrics)?;
     let admin_at = admin.local_addr().map_err(StartError::Thread)?;
     let listeners = watch::Sender::new(listeners);
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -149,24 +152,35 @@ pub fn start_with(config: Config, mut beside: Beside) -> Result<Running, StartEr
     }
     drop(serving);
     let of = shared.clone();
+    let open = listeners.subscribe();
     let config: Current = Arc::new(move || of.live().config.clone());
     let page = Page::new(
         metrics.clone(),
         shared.admission.clone(),
-        closed,
-        door(listeners.clone()),
+        closed.clone(),
+        Arc::new(move || {
+            open.borrow()
+                .first()
+                .map_or_else(String::new, |first| first.to_string())
+        }),
         config.clone(),
     );
     let door = Admin {
-        metrics,
+        metrics: metrics.clone(),
         admission: shared.admission.clone(),
         config,
-        leaving: left.clone(),
+        leaving: left,
         page,
         reloads: reloads.clone(),
         levels: beside.levels.clone(),
     };
-    let take = taking(shared.clone(), beside.levels, listeners.clone(), left);
+    let taking = Taking {
+        shared: shared.clone(),
+        listeners: listeners.clone(),
+        levels: beside.levels,
+        closing: closed,
+        metrics,
+    };
     threads.push(spawn("admin".into(), async move {
         tokio::select! {
             served = door.serve(admin) => {
@@ -174,7 +188,7 @@ pub fn start_with(config: Config, mut beside: Beside) -> Result<Running, StartEr
                     tracing::error!(%error, "the admin door cannot use its socket");
                 }
             }
-            () = watch.run(take) => {}
+            () = watch.run(|config| taking.take(config)) => {}
             // Until the last client is seen out there is something to see.
             () = all.closed() => {}
         }
@@ -219,11 +233,10 @@ fn bind(config: &Config, passed: &mut Passed, metrics: &Metrics) -> Result<Socke
         _ => sockets::bind(address),
     };
     let admin = admin.map_err(|why| StartError::Admin { address, why })?;
-    let injects = injects(config);
     let sockets = passed_to(&config.listen, passed);
     let listeners = config.listen.iter().zip(sockets);
     let listeners = listeners.map(|(listener, socket)| {
-        Listening::open(listener, socket, injects, metrics).map(Arc::new)
+        Listening::open(listener, socket, config.guards_a_key(), metrics).map(Arc::new)
     });
     let listeners: Result<Vec<_>, _> = listeners.collect();
     Ok((listeners?, admin))
@@ -247,97 +260,6 @@ fn places(wanted: u32) -> usize {
     wanted.min(most)
 }
 
-/// The one to show to who asks where clients come in: the first.
-fn door(listeners: watch::Sender<Vec<Arc<Listening>>>) -> snapshot::FindDoor {
-    Arc::new(move || {
-        let listeners = listeners.borrow();
-        let first = listeners.first();
-        snapshot::Door {
-            at: first
-                .map(|first| first.at().to_string())
-                .unwrap_or_default(),
-            tls: first.is_some_and(|first| first.certificates().is_some()),
-        }
-    })
-}
-
-/// What puts another configuration in effect.
-fn taking(
-    shared: Arc<Shared>,
-    levels: Levels,
-    listeners: watch::Sender<Vec<Arc<Listening>>>,
-    leaving: watch::Receiver<bool>,
-) -> impl FnMut(Config) -> Result<Taken, Refused> {
-    move |config| {
-        if *leaving.borrow() {
-            return Err("podgate is being stopped".into());
-        }
-        let before = shared.live().config.clone();
-        let (level, need_restart) = (config.log.level, need_restart(&before, &config));
-        if let Some(Err(error)) = config.admin_token.as_ref().map(SecretSource::resolve) {
-            return Err(format!("`admin_token`: {error}"));
-        }
-        let now = listeners.borrow().clone();
-        let next = listening::next(&now, &config.listen, injects(&config), &shared.metrics);
-        let next = next.map_err(|error| error.to_string())?;
-        shared.reload(config).map_err(|error| error.to_string())?;
-        say_changes(&now, &next);
-        // Looked at with nobody else in between: at the end there are none.
-        listeners.send_if_modified(|all| {
-            let same = all
-                .iter()
-                .map(|one| one.id())
-                .eq(next.iter().map(|one| one.id()));
-            let changes = !same && !*leaving.borrow();
-            if changes {
-                *all = next;
-            }
-            changes
-        });
-        // What was set by hand stays, unless this says something else.
-        if level != before.log.level {
-            levels.set(level);
-        }
-        Ok(Taken { need_restart })
-    }
-}
-
-fn say_changes(now: &[Arc<Listening>], next: &[Arc<Listening>]) {
-    let only = |these: &[Arc<Listening>], those: &[Arc<Listening>]| {
-        let there = |at| those.iter().any(|other| other.at() == at);
-        let ats = these.iter().map(|one| one.at()).filter(|at| !there(*at));
-        ats.map(ToString::to_string).collect::<Vec<_>>()
-    };
-    for at in only(next, now) {
-        tracing::info!("clients can come in at {at} now");
-    }
-    for at in only(now, next) {
-        tracing::info!("clients cannot come in at {at} any more: those there are, are seen out");
-    }
-}
-
-/// Whether a key is put into requests, and nobody is meant to come from other hosts unasked.
-fn injects(config: &Config) -> bool {
-    config.upstream.api_key.is_some() && !config.upstream.allow_remote_injection
-}
-
-/// Keys of which a running podgate keeps the value it was started with.
-fn need_restart(before: &Config, config: &Config) -> Vec<&'static str> {
-    let keys = [
-        ("admin", before.admin != config.admin),
-        ("workers", before.workers != config.workers),
-        ("state_dir", before.state_dir != config.state_dir),
-        (
-            "limits.connections",
-            before.limits.connections != config.limits.connections,
-        ),
-        ("log.format", before.log.format != config.log.format),
-        ("log.access", before.log.access != config.log.access),
-    ];
-    let differ = keys.into_iter().filter(|(_, differs)| *differs);
-    differ.map(|(key, _)| key).collect()
-}
-
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
@@ -355,6 +277,11 @@ fn spawn(
 }
 
 impl Running {
+    /// Asks for the configuration to be read again.
+    pub fn reloads(&self) -> Reloads {
+        self.reloads.clone()
+    }
+
     /// Where the first listener that has an address listens, with the port that was bound.
     pub fn address(&self) -> Option<SocketAddr> {
         let listeners = self.listeners.borrow();
@@ -364,22 +291,8 @@ impl Running {
     /// Where clients come in, for people.
     pub fn places(&self) -> String {
         let listeners = self.listeners.borrow();
-        let place = |listening: &Arc<Listening>| {
-            let at = listening.at();
-            match (at, listening.certificates()) {
-                (Address::Unix(_), None) => at.to_string(),
-                (Address::Unix(_), Some(_)) => format!("{at} (https)"),
-                (Address::Tcp(_), None) => format!("http://{at}"),
-                (Address::Tcp(_), Some(_)) => format!("https://{at}"),
-            }
-        };
-        let places: Vec<_> = listeners.iter().map(place).collect();
+        let places: Vec<_> = listeners.iter().map(|place| place.to_string()).collect();
         places.join(", ")
-    }
-
-    /// Asks for the configuration to be read again.
-    pub fn reloads(&self) -> Reloads {
-        self.reloads.clone()
     }
 
     /// Says on the admin port that callers are to go elsewhere, and takes their requests all the same:
