@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use crate::config::Config;
+use crate::config::process::Roots;
 use crate::config::secret::SecretError;
 use crate::gateway::connect::SetupError;
 use crate::gateway::tls::Complaints;
@@ -55,6 +56,7 @@ impl Live {
         let same = before.filter(|before| {
             // Files may have other contents than when they were read.
             settings.trust_ca.is_empty()
+                && settings.roots == Roots::Bundled
                 && before.config.upstream == *settings
                 && before.upstreams.len() == workers
         });

@@ -18,6 +18,11 @@ pub enum ListenError {
     #[error("`listen` ({at}): {why}")]
     Certificates { at: Address, why: CertificatesError },
     #[error(
+        "a key would be injected into every request, and {at} can be reached from other hosts until \
+         it is taken away: take it away first, or restart"
+    )]
+    StillOpen { at: Address },
+    #[error(
         "a key is injected into every request, and the socket {at} that was passed can be reached \
          from other hosts: `upstream.allow_remote_injection` would say that this is meant"
     )]
@@ -28,6 +33,8 @@ pub enum ListenError {
 /// and whoever accepts goes by that.
 pub struct Listening {
     id: u64,
+    /// Other hosts reach it, and are not asked who they are.
+    open: bool,
     /// As configured, but for a port that the system picked.
     at: Address,
     /// Shared with whatever takes its place with other certificates.
@@ -77,7 +84,8 @@ impl Listening {
             at: at.clone(),
             ..listener.clone()
         };
-        if injects && actual.is_open() {
+        let open = actual.is_open();
+        if injects && open {
             return Err(ListenError::Open { at });
         }
         let keep = |files| Certificates::keep(at.to_string(), files, metrics.clone());
@@ -88,10 +96,16 @@ impl Listening {
         })?;
         Ok(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            open,
             at,
             socket,
             certificates,
         })
+    }
+
+    /// Whether other hosts reach it and are not asked who they are.
+    pub fn is_open(&self) -> bool {
+        self.open
     }
 
     /// Another for each one that is opened.

@@ -154,6 +154,19 @@ impl Socket {
         }
     }
 
+    /// Lets a file that was bound here be opened by others than before.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub fn allow(&self, mode: Option<u32>) -> io::Result<()> {
+        match (self, mode) {
+            (Socket::Unix(_, Some(file)), Some(mode)) => {
+                std::fs::set_permissions(&file.path, std::fs::Permissions::from_mode(mode))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Where it listens, with the port that was bound.
     ///
     /// # Errors

@@ -40,7 +40,14 @@ impl Taking {
         self.shared
             .reload(config)
             .map_err(|error| error.to_string())?;
-        self.listeners.send_replace(listeners);
+        // With nobody in between: at the end there are none any more.
+        self.listeners.send_if_modified(|all| {
+            let goes_on = !all.is_empty();
+            if goes_on {
+                *all = listeners;
+            }
+            goes_on
+        });
         // What was set by hand stays, unless this says something else.
         if level != before.log.level {
             self.levels.set(level);
@@ -59,6 +66,11 @@ impl Taking {
         let now = self.listeners.borrow().clone();
         let mut known: Vec<(&Listener, Arc<Listening>)> = before.listen.iter().zip(now).collect();
         let guards = config.guards_a_key();
+        // Who came in there, and comes until it is gone, would spend the key.
+        if guards && let Some((_, open)) = known.iter().find(|(_, known)| known.is_open()) {
+            let at = open.at().clone();
+            return Err(ListenError::StillOpen { at });
+        }
         let place = |wanted: &Listener| {
             let nth = known.iter().position(|(known, _)| known.at == wanted.at);
             let listening = match nth.map(|nth| known.swap_remove(nth)) {
@@ -67,6 +79,9 @@ impl Taking {
                 }
                 Some((_, open)) => {
                     let socket = open.socket().clone();
+                    let at = wanted.at.clone();
+                    let allowed = socket.allow(wanted.mode);
+                    allowed.map_err(|why| ListenError::Bind { at, why })?;
                     Listening::on(socket, wanted, guards, &self.metrics)
                 }
                 None => Listening::open(wanted, None, guards, &self.metrics),

@@ -18,3 +18,4 @@ mod asked;
 mod leaving;
 mod rotation;
 mod places;
+mod reloaded;
