@@ -10,6 +10,7 @@ pub mod tls;
 pub mod config;
 pub mod levels;
 pub mod access_log;
+pub mod otlp;
 pub mod admission;
 pub mod state;
 pub mod reload;

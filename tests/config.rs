@@ -95,6 +95,19 @@ fn the_example_is_accepted() {
     assert_eq!(verdict, Verdict::Good, "{said}");
 }
 
+/// Taken in silence it would leave somebody waiting for traces.
+#[test]
+fn a_collector_is_refused_by_a_podgate_that_cannot_call_it() {
+    let (verdict, said) = report("a.yaml", "tracing: { otlp: 'http://127.0.0.1:4318' }\n");
+    if cfg!(feature = "otlp") {
+        assert_eq!(verdict, Verdict::Good, "{said}");
+    } else {
+        assert_eq!(verdict, Verdict::Refused, "{said}");
+        let way_out = "build it with `cargo install --path . --features otlp`";
+        assert!(said.contains(way_out), "{said}");
+    }
+}
+
 #[test]
 fn a_file_that_is_missing_or_no_text_is_refused() {
     let said = |path: &Path| {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// Lowest first, in tenths: what stands on one of them sees those below it, and itself.
-const FLOORS: [(&str, u32); 18] = [
+const FLOORS: [(&str, u32); 19] = [
     ("operation", 0),
     ("outcome", 0),
     ("notify", 0),
@@ -16,6 +16,7 @@ const FLOORS: [(&str, u32); 18] = [
     ("config", 30),
     ("levels", 35),
     ("access_log", 35),
+    ("otlp", 35),
     ("admission", 40),
     ("state", 45),
     ("reload", 45),

@@ -12,7 +12,7 @@ use super::groups;
 use super::keys::Kind;
 use super::listen::{self, ListenPlace};
 use super::process::{
-    Answers, Buffers, Limits, Log, LogFormat, LogLevel, Roots, Target, Timeouts, Upstream,
+    Answers, Buffers, Limits, Log, LogFormat, LogLevel, Roots, Target, Timeouts, Tracing, Upstream,
 };
 use super::raw::Value;
 use super::read::At;
@@ -22,6 +22,9 @@ use super::secret::SecretSource;
 pub(super) const ADDRESS: &str = "an address and a port, such as `127.0.0.1:8080`";
 /// What the upstream's address looks like.
 pub(super) const URL: &str = "a URL such as `https://api.runpod.ai`";
+
+/// What a collector's address looks like.
+const COLLECTOR: &str = "a URL such as `http://127.0.0.1:4318`";
 
 /// What a server's name looks like.
 const NAME: &str = "a server's name, such as `api.runpod.ai`";
@@ -115,6 +118,9 @@ pub(super) fn write_over(
     }
     if let Some(at) = entries.get("log") {
         log(&mut config.log, at, faults);
+    }
+    if let Some(at) = entries.get("tracing") {
+        tracing(&mut config.tracing, at, faults);
     }
     if let Some(at) = entries.get("groups") {
         groups::table(&mut config.groups, at, groups::Layer::File, faults);
@@ -345,4 +351,20 @@ fn log(log: &mut Log, at: &At<'_>, faults: &mut Vec<Fault>) {
     });
     entries.set("access", &mut log.access, |at| at.flag(faults));
     entries.set("sample", &mut log.sample, |at| at.whole(faults));
+}
+
+fn tracing(tracing: &mut Tracing, at: &At<'_>, faults: &mut Vec<Fault>) {
+    let entries = at.entries(faults);
+    entries.set("sample", &mut tracing.sample, |at| at.whole(faults));
+    entries.set("otlp", &mut tracing.otlp, |at| {
+        let collector = at.parsed(&Kind::Url, COLLECTOR, Tracing::collector, faults)?;
+        if !Tracing::BUILT {
+            // Taken in silence it would leave somebody waiting for traces.
+            let fault = at.key_fault("this podgate was built without traces");
+            let fault = fault.label("nobody would be told");
+            faults.push(fault.help("build it with `cargo install --path . --features otlp`"));
+            return None;
+        }
+        Some(Some(collector))
+    });
 }

@@ -262,6 +262,11 @@ pub(super) static ROOT: Level = Level {
         ),
         Key::new("log", Kind::Map(&LOG), "What podgate writes"),
         Key::new(
+            "tracing",
+            Kind::Map(&TRACING),
+            "What an OpenTelemetry collector is told; needs a podgate built with the feature `otlp`",
+        ),
+        Key::new(
             "groups",
             Kind::Map(&GROUPS),
             "What each group of operations is allowed, over the preset",
@@ -498,6 +503,22 @@ pub(super) static LOG: Level = Level {
     ],
 };
 
+pub(super) static TRACING: Level = Level {
+    name: "tracing",
+    keys: &[
+        Key::new(
+            "otlp",
+            Kind::Url,
+            "An OTLP/HTTP collector, such as `http://127.0.0.1:4318`; `/v1/traces` is put behind it. Without it nothing is told",
+        ),
+        Key::new(
+            "sample",
+            Kind::Whole(0..=1_000_000),
+            "Of requests whose `traceparent` is not sampled, one in so many is told (0: none); others always",
+        ),
+    ],
+};
+
 pub(super) static GROUPS: Level = Level {
     name: "groups",
     keys: &[
@@ -634,7 +655,7 @@ pub(super) static ENDPOINT: Level = Level {
 };
 
 /// All levels a user's file has, for keys that stand at the wrong one.
-pub(super) static LEVELS: [&Level; 15] = [
+pub(super) static LEVELS: [&Level; 16] = [
     &ROOT,
     &ADMIN_TOKEN,
     &UPSTREAM,
@@ -644,6 +665,7 @@ pub(super) static LEVELS: [&Level; 15] = [
     &LIMITS,
     &ANSWERS,
     &LOG,
+    &TRACING,
     &GROUPS,
     &GROUP,
     &RATE,

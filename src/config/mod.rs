@@ -36,7 +36,7 @@ use faults::Faults;
 use listen::Listener;
 use overrides::Overrides;
 use policy::{EndpointRule, GroupTable, GroupVerdict};
-use process::{Answers, Buffers, Limits, Log, Timeouts, Upstream};
+use process::{Answers, Buffers, Limits, Log, Timeouts, Tracing, Upstream};
 use reading::{Reading, read_file};
 use secret::SecretSource;
 
@@ -69,6 +69,7 @@ pub struct Config {
     pub limits: Limits,
     pub answers: Answers,
     pub log: Log,
+    pub tracing: Tracing,
     /// For endpoints no rule matches.
     pub groups: GroupTable,
     /// The first whose pattern matches is the one.
@@ -101,6 +102,7 @@ impl Config {
             limits: Limits::default(),
             answers: Answers::default(),
             log: Log::default(),
+            tracing: Tracing::default(),
             groups: GroupTable::blank(),
             endpoints: Vec::new(),
         };

@@ -350,6 +350,46 @@ impl Default for Log {
     }
 }
 
+/// What is told to an OpenTelemetry collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracing {
+    /// Where it takes traces; `None`: nothing is told. Always `None` without the feature `otlp`.
+    pub otlp: Option<Target>,
+    /// Of requests whose client does not record them, one in so many is told; 0: none.
+    pub sample: u64,
+}
+
+impl Tracing {
+    /// Whether this podgate can tell anybody.
+    pub const BUILT: bool = cfg!(feature = "otlp");
+    /// Where collectors take traces, by the protocol.
+    const PATH: &str = "/v1/traces";
+
+    /// Reads a collector's URL, with the path for traces or with what stands before it.
+    pub(super) fn collector(url: &str) -> Result<Target, &'static str> {
+        if url.contains('@') {
+            return Err("no credentials belong in it: `OTEL_EXPORTER_OTLP_HEADERS` takes them");
+        }
+        let mut target = Target::parse(url)?;
+        if target.scheme != Scheme::Http {
+            return Err("a collector is called in the clear: the scheme must be `http`");
+        }
+        if !target.prefix.ends_with(Self::PATH) {
+            target.prefix += Self::PATH;
+        }
+        Ok(target)
+    }
+}
+
+impl Default for Tracing {
+    fn default() -> Self {
+        Self {
+            otlp: None,
+            sample: 100,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,6 +412,21 @@ mod tests {
             Target::parse("https://api.runpod.ai/"),
             Ok(Upstream::default().target)
         );
+    }
+
+    #[test]
+    fn a_collector_takes_traces_at_one_path() {
+        for (url, meant) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("http://otel/", "http://otel/v1/traces"),
+            ("http://otel/in/v1/traces", "http://otel/in/v1/traces"),
+        ] {
+            let read = Tracing::collector(url).expect("valid").to_string();
+            assert_eq!(read, meant);
+            assert_eq!(Tracing::collector(&read), Tracing::collector(url));
+        }
+        assert!(Tracing::collector("https://otel").is_err());
+        assert!(Tracing::collector("http://key@otel").is_err());
     }
 
     #[test]

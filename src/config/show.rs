@@ -61,6 +61,9 @@ impl Config {
                 "access": self.log.access,
                 "sample": self.log.sample,
             },
+            "tracing": {
+                "sample": self.tracing.sample,
+            },
             "groups": groups(&self.groups, |_| true),
             "endpoints": self.endpoints.iter().map(|rule| {
                 let changed = |group| rule.groups.get(group) != self.groups.get(group);
@@ -76,6 +79,9 @@ impl Config {
         }
         if let Some(name) = &upstream.sni {
             shown["upstream"]["sni"] = json!(name);
+        }
+        if let Some(collector) = &self.tracing.otlp {
+            shown["tracing"]["otlp"] = json!(collector.to_string());
         }
         if let Some(source) = &upstream.api_key {
             shown["upstream"]["api_key"] = secret(source);
@@ -191,7 +197,7 @@ mod tests {
             listen: '[::1]:7000'\n\
             workers: 3\nreplicas: 7\n\
             upstream: { url: 'http://[::1]:9/x', api_key: { env: K }, margin: 1ms, sni: a.b, roots: system }\n\
-            log: { format: json, level: trace, access: false }\n\
+            log: { format: json, level: trace, access: false }\ntracing: { sample: 7 }\n\
             groups:\n  run: { rate: none, concurrency: none, mode: shadow, counts: completion }\n  \
                 status: { hold_share: 7, held_response_timeout: 31s, max_body: 10MB }\n\
             endpoints:\n  z: { groups: { run: { rate: { requests: 9, per: 1s, burst: 3 } } } }\n  \

@@ -63,6 +63,7 @@ use crate::limit::ledger::Call;
 use crate::limit::quota::Mode;
 use crate::metrics::Metrics;
 use crate::operation::{Group, Operation};
+use crate::otlp::Spans;
 
 /// What all workers share.
 pub struct Shared {
@@ -70,6 +71,7 @@ pub struct Shared {
     pub admission: Admission,
     pub metrics: Metrics,
     access_log: AccessLog,
+    spans: Spans,
     request_ids: RequestIds,
     traces: Traces,
     accepted: Accepted,
@@ -84,7 +86,12 @@ pub struct Shared {
 impl Shared {
     /// `before`: what an earlier process has left. Endpoints that the configuration names have their
     /// lanes and series from the start.
-    pub fn new(live: Live, metrics: Metrics, access_log: AccessLog, before: &Before) -> Self {
+    pub fn new(
+        live: Live,
+        metrics: Metrics,
+        (access_log, spans): (AccessLog, Spans),
+        before: &Before,
+    ) -> Self {
         let config = &live.config;
         let admission = Admission::after(before, config.limits.lanes as usize, metrics.clone());
         for lane in &before.lanes {
@@ -95,6 +102,7 @@ impl Shared {
             live: watch::Sender::new(Arc::new(live)),
             admission,
             access_log,
+            spans,
             request_ids: RequestIds::default(),
             traces: Traces::default(),
             accepted: Accepted::default(),
@@ -171,7 +179,7 @@ impl Gateway {
     pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
         let (head, body) = request.into_parts();
         let live = self.shared.live();
-        let mut record = Record::begin(&self.shared, &head, caller.address);
+        let mut record = Record::begin(&self.shared, &live, &head, caller.address);
         let mut body = Inbound::new(body, head::waits_to_be_asked(&head));
         let asked = body.asked();
         let sound = caller.framing().next();
@@ -261,7 +269,7 @@ impl Gateway {
         let once = payload.is_streamed();
         // Where nothing is enforced, nothing is held up: not even for its own good.
         let repeats = operation.repeats() && !once && policy.mode == Mode::Enforce;
-        let names = record.names();
+        let mut names = record.names();
         let mut refused = None;
         loop {
             let waits = record.waits();
@@ -280,6 +288,7 @@ impl Gateway {
             if caller.is_gone() {
                 return Err(Rejection::ClientGone);
             }
+            record.tries(&mut names);
             let request = || self.request(live, &head, target, &names, payload.outgoing()?);
             let goes = record.goes();
             let upstream = live.upstream(self.worker);

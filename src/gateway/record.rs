@@ -21,11 +21,13 @@ use crate::gateway::Shared;
 use crate::gateway::answer::{Lane, Rejection};
 use crate::gateway::body::{Answer, Cut};
 use crate::gateway::limit_fields;
+use crate::gateway::live::Live;
 use crate::gateway::request_id::X_REQUEST_ID;
 use crate::gateway::trace;
 use crate::metrics::endpoint::EndpointMetrics;
 use crate::metrics::times::Times;
 use crate::operation::Operation;
+use crate::otlp::{Ended, Span, Stage};
 use crate::outcome::Outcome;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -46,6 +48,7 @@ pub struct Record {
     method: Method,
     target: Uri,
     names: Names,
+    span: Option<Span>,
     operation: Option<Operation>,
     lane: Option<Arc<LaneCell>>,
     received: u64,
@@ -60,16 +63,24 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn begin(shared: &Arc<Shared>, head: &request::Parts, client: Option<IpAddr>) -> Self {
+    pub fn begin(
+        shared: &Arc<Shared>,
+        live: &Live,
+        head: &request::Parts,
+        client: Option<IpAddr>,
+    ) -> Self {
+        let (started, trace) = (now(), shared.traces.of(&head.headers));
+        let sample = live.config.tracing.sample;
         Self {
             shared: shared.clone(),
-            started: now(),
+            span: shared.spans.begin(&trace, sample, started, wall_clock),
+            started,
             client,
             method: head.method.clone(),
             target: head.uri.clone(),
             names: Names {
                 request_id: shared.request_ids.of(&head.headers),
-                trace: shared.traces.of(&head.headers),
+                trace,
             },
             operation: None,
             lane: None,
@@ -111,20 +122,34 @@ impl Record {
         Waits {
             since: now(),
             sum: self.queued.get_or_insert_default(),
+            span: self.span.as_mut(),
+            stage: Stage::Queue,
         }
     }
 
-    /// It goes upstream, once more perhaps.
-    pub fn goes(&mut self) -> Waits<'_> {
+    /// It is tried, once more perhaps: where it is recorded, the upstream is told of each try.
+    pub fn tries(&mut self, names: &mut Names) {
         self.tries += 1;
+        if let Some(span) = &mut self.span {
+            names.trace = span.tries();
+        }
+    }
+
+    /// It goes upstream from here on.
+    pub fn goes(&mut self) -> Waits<'_> {
         Waits {
             since: now(),
             sum: self.upstream.get_or_insert_default(),
+            span: self.span.as_mut(),
+            stage: Stage::Upstream,
         }
     }
 
     /// The upstream has answered with this status.
-    pub fn upstream_answered(&self, status: u16) {
+    pub fn upstream_answered(&mut self, status: u16) {
+        if let Some(span) = &mut self.span {
+            span.answered(status);
+        }
         self.metrics().answered(self.operation(), status);
     }
 
@@ -199,6 +224,25 @@ impl Record {
                 .is_multiple_of(sample)
     }
 
+    fn tell(&self, span: Span, outcome: Outcome, status: Option<u16>, took: Duration) {
+        let live = self.shared.live();
+        let target = &live.config.upstream.target;
+        span.end(&Ended {
+            operation: self.operation(),
+            endpoint: self.endpoint(),
+            request_id: self.names.request_id.to_str().unwrap_or_default(),
+            method: self.method.as_str(),
+            path: self.target.path(),
+            client: self.client,
+            upstream: (&target.host, target.port),
+            outcome,
+            status,
+            complete: self.complete,
+            tries: self.tries,
+            took,
+        });
+    }
+
     /// `Server-Timing`: milliseconds in the queue and upstream.
     fn timing(&self) -> String {
         let millis = |span: Duration| span.as_secs_f64() * 1e3;
@@ -241,6 +285,9 @@ impl Drop for Record {
             overhead: self.overhead,
         };
         self.shared.metrics.took(operation, outcome, &times);
+        if let Some(span) = self.span.take() {
+            self.tell(span, outcome, status, times.total);
+        }
         if !self.shared.access_log.is_on() || self.is_left_out(outcome, status) {
             return;
         }
@@ -270,11 +317,17 @@ impl Drop for Record {
 pub struct Waits<'a> {
     since: Instant,
     sum: &'a mut Duration,
+    span: Option<&'a mut Span>,
+    stage: Stage,
 }
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        *self.sum += now().saturating_duration_since(self.since);
+        let until = now();
+        *self.sum += until.saturating_duration_since(self.since);
+        if let Some(span) = &mut self.span {
+            span.passed(self.stage, self.since, until);
+        }
     }
 }
 

@@ -35,7 +35,7 @@ impl Traces {
     fn next(&self) -> HeaderValue {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let [high, low, span] = [0u8, 1, 2].map(|part| self.chance.hash_one((number, part)).max(1));
-        // Not sampled: nothing is recorded here.
+        // Not sampled: whoever records it writes one of its own (`otlp`).
         let made = format!("00-{high:016x}{low:016x}-{span:016x}-00");
         // Hexadecimal digits and dashes can stand in a field.
         HeaderValue::try_from(made).unwrap_or(HeaderValue::from_static(""))
@@ -44,7 +44,7 @@ impl Traces {
 
 /// Writes it into a request. What belongs to another one goes.
 pub fn put(headers: &mut HeaderMap, trace: HeaderValue) {
-    if headers.get(TRACEPARENT) != Some(&trace) {
+    if headers.get(TRACEPARENT).map(id) != Some(id(&trace)) {
         headers.remove(TRACESTATE);
     }
     headers.insert(TRACEPARENT, trace);
@@ -137,6 +137,9 @@ mod tests {
         headers.insert(TRACEPARENT, HeaderValue::from_static(SOUND));
         headers.insert(TRACESTATE, HeaderValue::from_static("a=b"));
         put(&mut headers, HeaderValue::from_static(SOUND));
+        assert_eq!(headers[TRACESTATE], "a=b");
+        let below = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b8-01";
+        put(&mut headers, HeaderValue::from_static(below));
         assert_eq!(headers[TRACESTATE], "a=b");
         put(&mut headers, Traces::default().next());
         assert!(!headers.contains_key(TRACESTATE));

@@ -49,6 +49,8 @@ struct Families {
     connections_total: IntCounter,
     buffered: IntGauge,
     log_dropped: IntCounter,
+    #[cfg(feature = "otlp")]
+    spans_dropped: IntCounter,
     /// Taken, refused.
     reloads: [IntCounter; 2],
     certificates: IntGaugeVec,
@@ -147,6 +149,14 @@ impl Metrics {
                     "Lines of the access log thrown away because nobody read it fast enough.",
                 ),
             )?,
+            #[cfg(feature = "otlp")]
+            spans_dropped: declared(
+                r,
+                IntCounter::new(
+                    "podgate_spans_dropped_total",
+                    "Spans thrown away because the collector did not take them, or not fast enough.",
+                ),
+            )?,
             reloads,
             certificates: declared(
                 r,
@@ -228,6 +238,12 @@ impl Metrics {
     /// Lines of the access log that were thrown away.
     pub fn log_dropped(&self) -> &IntCounter {
         &self.families.log_dropped
+    }
+
+    /// Spans that were thrown away.
+    #[cfg(feature = "otlp")]
+    pub fn spans_dropped(&self) -> &IntCounter {
+        &self.families.spans_dropped
     }
 
     /// A configuration was read again, and taken or not.

@@ -27,6 +27,7 @@ use crate::listener::room::Room;
 use crate::listener::sockets::{self, Passed, Socket};
 use crate::listener::{self, Door};
 use crate::metrics::Metrics;
+use crate::otlp::Spans;
 use crate::reload::{Reloads, Source, Watch};
 use crate::serve::taking::Taking;
 use crate::state::{Keeper, State, StateError};
@@ -70,6 +71,7 @@ pub struct Running {
     /// Fails once none of them has a client left.
     drained: mpsc::Receiver<()>,
     access_log: AccessLog,
+    spans: Spans,
     keeper: Option<Keeper>,
     reloads: Reloads,
 }
@@ -114,6 +116,8 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
         None => Ok(AccessLog::default()),
     };
     let access_log = access_log.map_err(StartError::Thread)?;
+    let spans = Spans::start(config.tracing.otlp.as_ref(), &metrics);
+    let spans = spans.map_err(StartError::Thread)?;
     let before = state
         .as_ref()
         .map(|state| state.recall(config.upstream.margin));
@@ -123,7 +127,8 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
     }
     let live = Live::new(config, workers, None)?;
     let before = before.unwrap_or_default();
-    let shared = Shared::new(live, metrics.clone(), access_log.clone(), &before);
+    let teller = (access_log.clone(), spans.clone());
+    let shared = Shared::new(live, metrics.clone(), teller, &before);
     let shared = Arc::new(shared);
     let keeper = state.map(|state| state.keep(shared.admission.clone()));
     let keeper = keeper.transpose()?;
@@ -202,6 +207,7 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
         workers: threads,
         drained,
         access_log,
+        spans,
         keeper,
         reloads,
     })
@@ -320,6 +326,7 @@ impl Running {
         if let Some(keeper) = self.keeper {
             keeper.finish();
         }
+        self.spans.close();
         self.access_log.close();
     }
 }

@@ -105,6 +105,7 @@ fn need_restart(before: &Config, config: &Config) -> Vec<&'static str> {
         ),
         ("log.format", before.log.format != config.log.format),
         ("log.access", before.log.access != config.log.access),
+        ("tracing.otlp", before.tracing.otlp != config.tracing.otlp),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()
