@@ -174,8 +174,8 @@ mod tests {
     #[test]
     fn nothing_in_the_document_points_outside() {
         let html = std::str::from_utf8(&DOCUMENT.html).unwrap();
-        // The name of a namespace, and the address callers are told to use.
-        let named = ["http://www.w3.org/2000/svg", "http://${door}"];
+        // The name of a namespace, and a host for curl to name where a Unix socket is the way.
+        let named = ["http://www.w3.org/2000/svg", "http://podgate"];
         let rest = named
             .iter()
             .fold(html.to_owned(), |html, name| html.replace(name, ""));
