@@ -13,6 +13,7 @@ use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
 
 use crate::config::process::LogFormat;
+use crate::text::{Harmless, Seconds};
 
 /// Bytes that may wait to be written: a second of a busy gateway.
 const CAPACITY: usize = 4 << 20;
@@ -101,7 +102,7 @@ impl Entry<'_> {
         let method = self.method;
         // What can be in a request target holds no space and no control character; what is not
         // printable ASCII is escaped, as a terminal would obey it.
-        let path = short(self.path).escape_debug();
+        let path = Harmless(short(self.path));
         match self.client {
             Some(client) => write!(to, "{time} {client} {method} {path} ")?,
             None => write!(to, "{time} {UNIX} {method} {path} ")?,
@@ -113,15 +114,15 @@ impl Entry<'_> {
         let cut = if self.complete { "" } else { " cut" };
         write!(
             to,
-            " {}{cut} tries={} in={} out={} queue={:.6} upstream={:.6} total={:.6} id={} trace={}",
+            " {}{cut} tries={} in={} out={} queue={} upstream={} total={} id={} trace={}",
             self.outcome,
             self.tries,
             self.received,
             self.sent,
-            self.queued.as_secs_f64(),
-            self.upstream.as_secs_f64(),
-            self.total.as_secs_f64(),
-            self.request_id.escape_debug(),
+            Seconds(self.queued),
+            Seconds(self.upstream),
+            Seconds(self.total),
+            Harmless(self.request_id),
             self.trace_id,
         )
     }

@@ -3,6 +3,7 @@
 
 pub mod operation;
 pub mod outcome;
+pub mod text;
 pub mod notify;
 pub mod limit;
 pub mod metrics;

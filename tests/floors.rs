@@ -6,10 +6,11 @@ use std::fs;
 use std::path::Path;
 
 /// Lowest first, in tenths: what stands on one of them sees those below it, and itself.
-const FLOORS: [(&str, u32); 19] = [
+const FLOORS: [(&str, u32); 20] = [
     ("operation", 0),
     ("outcome", 0),
     ("notify", 0),
+    ("text", 0),
     ("limit", 10),
     ("metrics", 20),
     ("tls", 25),

@@ -29,6 +29,7 @@ use crate::metrics::times::Times;
 use crate::operation::Operation;
 use crate::otlp::{Ended, Span, Stage};
 use crate::outcome::Outcome;
+use crate::text::Millis;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -245,14 +246,10 @@ impl Record {
 
     /// `Server-Timing`: milliseconds in the queue and upstream.
     fn timing(&self) -> String {
-        let millis = |span: Duration| span.as_secs_f64() * 1e3;
-        let queued = millis(self.queued.unwrap_or_default());
-        match self.upstream {
-            Some(upstream) => {
-                let upstream = millis(upstream);
-                format!("queue;dur={queued:.3}, upstream;dur={upstream:.3}")
-            }
-            None => format!("queue;dur={queued:.3}"),
+        let queued = Millis(self.queued.unwrap_or_default());
+        match self.upstream.map(Millis) {
+            Some(upstream) => format!("queue;dur={queued}, upstream;dur={upstream}"),
+            None => format!("queue;dur={queued}"),
         }
     }
 }

@@ -24,7 +24,7 @@ pub enum Shed {
     },
     #[error("there is no room before the deadline: come back in {:.1} s", retry_after.as_secs_f64())]
     OutOfReach { retry_after: Duration },
-    #[error("the upstream has refused too much: come back in {:.1} s", retry_after.as_secs_f64())]
+    #[error("the lane is paused, after 429s of the upstream or by an operator: come back in {:.1} s", retry_after.as_secs_f64())]
     Paused { retry_after: Duration },
     #[error("its turn did not come before the deadline")]
     WaitExpired { retry_after: Duration },
