@@ -1,16 +1,15 @@
 //! The operator's door over real sockets, and `podgate health` as a container runs it.
 
+mod process;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
 use std::thread;
-use std::time::Duration;
 
 use podgate::config::Config;
 use podgate::serve::{self, Running};
-
-/// No test waits longer for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+use process::{PATIENCE, body, eventually, status};
 
 fn start(settings: &str) -> Running {
     let text = format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 1\n{settings}");
@@ -38,26 +37,6 @@ fn get(address: SocketAddr, path: &str) -> String {
         address,
         &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n"),
     )
-}
-
-fn status(answer: &str) -> &str {
-    answer.split(' ').nth(1).unwrap_or_default()
-}
-
-fn body(answer: &str) -> &str {
-    answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let (tries, pause) = (3_000, PATIENCE / 3_000);
-    let held = (0..tries).any(|_| {
-        let held = holds();
-        if !held {
-            thread::sleep(pause);
-        }
-        held
-    });
-    assert!(held, "never: {what}");
 }
 
 fn health(arguments: &[&str]) -> Output {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::access_log::Entry;
 use crate::admission::lane::LaneCell;
+use crate::config::Config;
 use crate::config::process::Answers;
 use crate::gateway::Shared;
 use crate::gateway::answer::{Lane, Rejection};
@@ -50,6 +51,8 @@ pub struct Record {
     target: Uri,
     names: Names,
     span: Option<Span>,
+    /// Of requests that went well, one in so many has its line.
+    log_sample: u64,
     operation: Option<Operation>,
     lane: Option<Arc<LaneCell>>,
     received: u64,
@@ -71,10 +74,13 @@ impl Record {
         client: Option<IpAddr>,
     ) -> Self {
         let (started, trace) = (now(), shared.traces.of(&head.headers));
-        let sample = live.config.tracing.sample;
+        let Config { log, tracing, .. } = &*live.config;
         Self {
             shared: shared.clone(),
-            span: shared.spans.begin(&trace, sample, started, wall_clock),
+            span: shared
+                .spans
+                .begin(&trace, tracing.sample, started, wall_clock),
+            log_sample: log.sample,
             started,
             client,
             method: head.method.clone(),
@@ -216,13 +222,8 @@ impl Record {
     /// some are.
     fn is_left_out(&self, outcome: Outcome, status: Option<u16>) -> bool {
         let well = outcome == Outcome::Forwarded && self.complete && status < Some(400);
-        let sample = self.shared.live.borrow().config.log.sample;
-        well && sample > 1
-            && !self
-                .shared
-                .went_well
-                .fetch_add(1, Ordering::Relaxed)
-                .is_multiple_of(sample)
+        let counted = || self.shared.went_well.fetch_add(1, Ordering::Relaxed);
+        well && self.log_sample > 1 && !counted().is_multiple_of(self.log_sample)
     }
 
     fn tell(&self, span: Span, outcome: Outcome, status: Option<u16>, took: Duration) {

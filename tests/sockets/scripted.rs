@@ -23,6 +23,14 @@ impl Received {
         self.head.lines().next().unwrap()
     }
 
+    /// The names of its fields, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let fields = self.head.lines().skip(1);
+        let mut names: Vec<_> = fields.map(|line| line.split(':').next().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The values of a field, in their order.
     pub fn field(&self, name: &str) -> Vec<&str> {
         let fields = self.head.lines().skip(1);
