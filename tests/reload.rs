@@ -257,6 +257,15 @@ fn what_needs_a_restart_is_named() {
             .said()
             .contains("needs a restart: workers, log.format")
     });
+    // It still waits for it, whatever was taken since.
+    let needed = body(&podgate.post("/reload", "")).to_owned();
+    assert_eq!(needed, r#"{"need_restart":["workers","log.format"]}"#);
+    fs::write(&file, config(upstream, 20, "")).unwrap();
+    assert_eq!(
+        body(&podgate.post("/reload", "")),
+        r#"{"need_restart":[]}"#,
+        "what is wanted is what there is"
+    );
 }
 
 #[test]

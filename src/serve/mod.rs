@@ -180,6 +180,7 @@ pub fn start_with(config: Config, beside: Beside) -> Result<Running, StartError>
         levels: beside.levels.clone(),
     };
     let taking = Taking {
+        started: shared.live().config.clone(),
         shared: shared.clone(),
         listeners: listeners.clone(),
         levels: beside.levels,

@@ -16,6 +16,8 @@ use crate::reload::{Refused, Taken};
 /// What of a running podgate changes with its configuration.
 pub(super) struct Taking {
     pub shared: Arc<Shared>,
+    /// What podgate was started with: of some keys it keeps the value until its end.
+    pub started: Arc<Config>,
     pub listeners: watch::Sender<Vec<Arc<Listening>>>,
     pub levels: Levels,
     /// `true` once nothing new is taken.
@@ -31,7 +33,7 @@ impl Taking {
             return Err("podgate is being stopped".into());
         }
         let before = self.shared.live().config.clone();
-        let (level, need_restart) = (config.log.level, need_restart(&before, &config));
+        let (level, need_restart) = (config.log.level, need_restart(&self.started, &config));
         if let Some(Err(error)) = config.admin_token.as_ref().map(SecretSource::resolve) {
             return Err(format!("`admin_token`: {error}"));
         }
@@ -92,20 +94,20 @@ impl Taking {
     }
 }
 
-/// Keys of which a running podgate keeps the value it was started with.
-fn need_restart(before: &Config, config: &Config) -> Vec<&'static str> {
+/// Keys of which a running podgate keeps the value it was started with, where another is wanted now.
+fn need_restart(started: &Config, config: &Config) -> Vec<&'static str> {
     let connections = |config: &Config| config.limits.connections;
     let keys = [
-        ("admin", before.admin != config.admin),
-        ("workers", before.workers != config.workers),
-        ("state_dir", before.state_dir != config.state_dir),
+        ("admin", started.admin != config.admin),
+        ("workers", started.workers != config.workers),
+        ("state_dir", started.state_dir != config.state_dir),
         (
             "limits.connections",
-            connections(before) != connections(config),
+            connections(started) != connections(config),
         ),
-        ("log.format", before.log.format != config.log.format),
-        ("log.access", before.log.access != config.log.access),
-        ("tracing.otlp", before.tracing.otlp != config.tracing.otlp),
+        ("log.format", started.log.format != config.log.format),
+        ("log.access", started.log.access != config.log.access),
+        ("tracing.otlp", started.tracing.otlp != config.tracing.otlp),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()
