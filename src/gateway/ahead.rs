@@ -133,14 +133,14 @@ impl State {
 
 /// Both ends of an answer that begins with `begun`: what the client reads, and the work of reading
 /// `incoming`, to be done beside. It ends once all is read, or with an error; whoever does it then
-/// lets go of the exchange and calls [`Ending::with`].
+/// lets go of `incoming` and calls [`Ending::with`].
 pub fn read<B>(
     incoming: B,
     begun: Bytes,
     ahead: Ahead,
 ) -> (
     Passing,
-    impl Future<Output = Result<(), Cut>> + Send,
+    impl Future<Output = (B, Result<(), Cut>)> + Send,
     Ending,
 )
 where
@@ -198,7 +198,17 @@ impl Shared {
     }
 }
 
-async fn work<B>(mut incoming: B, shared: Arc<Shared>, ahead: Ahead) -> Result<(), Cut>
+async fn work<B>(incoming: B, shared: Arc<Shared>, ahead: Ahead) -> (B, Result<(), Cut>)
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Cut>,
+{
+    let mut incoming = incoming;
+    let ended = pass(&mut incoming, &shared, &ahead).await;
+    (incoming, ended)
+}
+
+async fn pass<B>(incoming: &mut B, shared: &Shared, ahead: &Ahead) -> Result<(), Cut>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Cut>,
@@ -224,7 +234,7 @@ where
                     state.reader = Some(waker.clone());
                 }
                 let was_full = state.full;
-                state.full = !state.has_room(&ahead);
+                state.full = !state.has_room(ahead);
                 if was_full && !state.full {
                     // The silence was ours.
                     silence.as_mut().reset(now() + ahead.idle);
@@ -232,10 +242,10 @@ where
                 (state.full, state.taken)
             };
             if waits {
-                let behind = behind.get_or_insert_with(|| Behind::since(taken, &ahead));
-                return behind.poll(taken, &ahead, cx).map(Err);
+                let behind = behind.get_or_insert_with(|| Behind::since(taken, ahead));
+                return behind.poll(taken, ahead, cx).map(Err);
             }
-            if let Poll::Ready(frame) = Pin::new(&mut incoming).poll_frame(cx) {
+            if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) {
                 return Poll::Ready(Ok(frame));
             }
             let silent = silence.as_mut().poll(cx);

@@ -48,7 +48,7 @@ impl Bench {
         };
         let (passing, work, ending) = read(Source(receives), Bytes::new(), ahead);
         let reading = tokio::spawn(async move {
-            let ended = work.await;
+            let (_, ended) = work.await;
             let why = ended.as_ref().err().map(ToString::to_string);
             ending.with(ended);
             why

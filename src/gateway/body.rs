@@ -1,95 +1,50 @@
 //! Bodies on their way: to the upstream, and back.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::gateway::ahead::Passing;
-use crate::gateway::payload::Upload;
-use crate::gateway::wire::Wire;
+use crate::gateway::payload::{BrokenOff, Upload};
 
 /// A failure in the middle of a body. What was begun cannot be answered otherwise: it is cut.
 pub type Cut = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request's body as the upstream connection reads it; tells the wire when it has ended.
-pub struct Outgoing {
-    source: Source,
-    wire: Option<Arc<Wire>>,
-}
-
-enum Source {
-    Held(Option<Bytes>),
+/// A request's body as it goes to the upstream.
+pub enum Outgoing {
+    /// All here, and could be sent again.
+    Held(Bytes),
+    /// Still on its way in.
     Streamed(Box<Upload>),
 }
 
 impl Outgoing {
-    /// Bytes that are all here, and could be sent again.
-    pub fn held(bytes: Bytes) -> Self {
-        Self {
-            source: Source::Held((!bytes.is_empty()).then_some(bytes)),
-            wire: None,
+    /// How many bytes there are, where that was declared.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Outgoing::Held(bytes) => Some(bytes.len() as u64),
+            Outgoing::Streamed(upload) => upload.left(),
         }
     }
 
-    /// A body that is still on its way in.
-    pub fn streamed(upload: Upload) -> Self {
-        Self {
-            source: Source::Streamed(Box::new(upload)),
-            wire: None,
-        }
-    }
-
-    /// The connection it is sent on.
-    pub fn on(mut self, wire: Arc<Wire>) -> Self {
-        self.wire = Some(wire);
-        self
-    }
-
-    fn ended(&mut self) {
-        if let Some(wire) = self.wire.take() {
-            wire.body_ended();
-        }
-    }
-}
-
-impl Body for Outgoing {
-    type Data = Bytes;
-    type Error = Cut;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let frame = match &mut self.source {
-            Source::Held(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Source::Streamed(upload) => {
-                ready!(upload.poll_chunk(cx)).map(|chunk| chunk.map(Frame::data).map_err(Cut::from))
+    /// The next bytes; `None` at its end.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        match self {
+            Outgoing::Held(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)))
             }
-        };
-        if !matches!(frame, Some(Err(_))) && (frame.is_none() || self.is_end_stream()) {
-            self.ended();
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Held(bytes) => bytes.is_none(),
-            Source::Streamed(upload) => upload.is_over(),
+            Outgoing::Streamed(upload) => upload.poll_chunk(cx),
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Held(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Source::Streamed(upload) => upload
-                .left()
-                .map_or_else(SizeHint::default, SizeHint::with_exact),
+    /// Whether its last byte was taken.
+    pub fn is_over(&self) -> bool {
+        match self {
+            Outgoing::Held(bytes) => bytes.is_empty(),
+            Outgoing::Streamed(upload) => upload.is_over(),
         }
     }
 }

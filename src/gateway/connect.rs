@@ -17,8 +17,8 @@ use tokio_rustls::client::TlsStream;
 use crate::config::process::{Scheme, Target, Upstream as Settings};
 use crate::gateway::dial::Host;
 use crate::gateway::proxy::{Proxy, ProxyError};
+use crate::gateway::sending::Peer;
 use crate::gateway::tls::{self, Complaints, TlsError};
-use crate::gateway::wire::Peer;
 
 /// Why no connection could ever be made.
 #[derive(Debug, thiserror::Error)]

@@ -6,19 +6,17 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::gateway::ahead::{self, Ahead, FREE};
 use crate::gateway::body::Answer;
-use crate::gateway::fields;
+use crate::gateway::exchange::Exchange;
 use crate::gateway::payload::Held;
-use crate::gateway::upstream::{Exchange, TooSlow, UpstreamError, describe};
+use crate::gateway::upstream::{TooSlow, UpstreamError};
 
 /// What is to be done about what came back.
 pub enum Judged {
@@ -34,7 +32,7 @@ pub enum Judged {
 /// # Errors
 /// [`UpstreamError`]: there is no answer, or it broke off before anything was passed on.
 pub async fn judge(
-    (response, exchange): (Response<Incoming>, Exchange),
+    (response, exchange): (Response<()>, Exchange),
     ahead: &Ahead,
     repeats: bool,
 ) -> Result<Judged, UpstreamError> {
@@ -55,68 +53,29 @@ fn is_refusal(answer: &Response<Answer>) -> bool {
 }
 
 async fn pass(
-    response: Response<Incoming>,
+    response: Response<()>,
     mut exchange: Exchange,
     ahead: &Ahead,
 ) -> Result<Response<Answer>, UpstreamError> {
-    let (mut head, mut incoming) = response.into_parts();
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(UpstreamError::Broke("it switched protocols unasked".into()));
-    }
-    if head.status == StatusCode::TOO_MANY_REQUESTS {
-        exchange.throttled(retry_after(&head.headers));
+    let status = response.status();
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        exchange.throttled(retry_after(response.headers()));
     } else {
-        exchange.answered(head.status);
+        exchange.answered(status);
     }
-    match framing(&head.headers) {
-        Framing::Clear => {}
-        Framing::Doubtful => exchange.is_last(),
-        Framing::Unknown => {
-            let what = "its answer has a transfer coding that nobody asked for";
-            return Err(UpstreamError::Broke(what.into()));
-        }
-    }
-    fields::towards_client(&mut head.headers);
-    let declared = incoming.size_hint().exact();
-    let body = match begin(&mut incoming, ahead).await? {
+    let (mut head, ()) = response.into_parts();
+    let length = exchange.size_hint().exact();
+    let body = match begin(&mut exchange, length, ahead).await? {
         Begun::Whole(bytes) => {
             exchange.complete();
-            if !bytes.is_empty() {
+            if length.is_none() {
                 head.headers.insert(CONTENT_LENGTH, bytes.len().into());
             }
             Answer::Held(Some(bytes).filter(|bytes| !bytes.is_empty()))
         }
-        Begun::Partly(bytes) => {
-            if let Some(declared) = declared {
-                // Once, though it may have been said twice.
-                head.headers.insert(CONTENT_LENGTH, declared.into());
-            }
-            Answer::Passing(go_on(incoming, bytes, exchange, ahead))
-        }
+        Begun::Partly(bytes) => Answer::Passing(go_on(exchange, bytes, ahead)),
     };
     Ok(Response::from_parts(head, body))
-}
-
-/// What the fields say of where an answer ends.
-enum Framing {
-    Clear,
-    /// Two lengths: the one that is gone by need not be what the upstream went by.
-    Doubtful,
-    /// What is left when the coding goes with its field is not what was sent.
-    Unknown,
-}
-
-fn framing(headers: &HeaderMap) -> Framing {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let is_chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
-    match (codings.next(), codings.next()) {
-        (None, _) => Framing::Clear,
-        (Some(coding), None) if is_chunked(coding) => match headers.get(CONTENT_LENGTH) {
-            None => Framing::Clear,
-            Some(_) => Framing::Doubtful,
-        },
-        _ => Framing::Unknown,
-    }
 }
 
 /// As much of an answer as is read before anything of it is passed on.
@@ -125,17 +84,26 @@ enum Begun {
     Partly(Bytes),
 }
 
-async fn begin(incoming: &mut Incoming, ahead: &Ahead) -> Result<Begun, UpstreamError> {
-    let Some(length) = incoming.size_hint().exact() else {
-        return at_once(incoming).await;
+async fn begin(
+    exchange: &mut Exchange,
+    length: Option<u64>,
+    ahead: &Ahead,
+) -> Result<Begun, UpstreamError> {
+    let Some(length) = length else {
+        return at_once(exchange).await;
     };
     let mut held = Held::nothing(&ahead.budget);
     let fits = length <= FREE || held.grow(length, ahead.total);
-    if length > ahead.buffer || !fits {
-        return Ok(Begun::Partly(Bytes::new()));
-    }
-    let whole = timeout(ahead.idle, whole(incoming, length)).await;
-    let bytes = whole.map_err(|_| TooSlow::Body(ahead.idle))??;
+    let length = match usize::try_from(length) {
+        Ok(bytes) if length <= ahead.buffer && fits => bytes,
+        _ => return Ok(Begun::Partly(Bytes::new())),
+    };
+    let bytes = match exchange.at_hand(length) {
+        Some(bytes) => bytes,
+        None => timeout(ahead.idle, exchange.whole(length))
+            .await
+            .map_err(|_| TooSlow::Body(ahead.idle))??,
+    };
     Ok(Begun::Whole(match held.bytes() {
         0 => bytes,
         _ => Bytes::from_owner(Shared { bytes, _held: held }),
@@ -154,57 +122,39 @@ impl AsRef<[u8]> for Shared {
     }
 }
 
-async fn whole(incoming: &mut Incoming, length: u64) -> Result<Bytes, UpstreamError> {
-    let mut bytes = BytesMut::with_capacity(usize::try_from(length).unwrap_or_default());
-    while !incoming.is_end_stream() {
-        match incoming.frame().await {
-            None => break,
-            Some(Err(error)) => return Err(UpstreamError::Broke(describe(&error))),
-            Some(Ok(frame)) => {
-                if let Ok(chunk) = frame.into_data() {
-                    bytes.extend_from_slice(&chunk);
-                }
-            }
-        }
-    }
-    Ok(bytes.freeze())
-}
-
 /// What is there already of an answer without a length: small ones come in one piece with their
 /// head, and for a longer one nobody is kept waiting.
-async fn at_once(incoming: &mut Incoming) -> Result<Begun, UpstreamError> {
-    let mut bytes = BytesMut::new();
-    let mut turn = true;
-    while bytes.len() as u64 <= FREE {
-        let frame = poll_fn(|cx| match Pin::new(&mut *incoming).poll_frame(cx) {
+async fn at_once(exchange: &mut Exchange) -> Result<Begun, UpstreamError> {
+    let mut read = Vec::new();
+    let mut bytes = 0;
+    while bytes as u64 <= FREE {
+        let next = poll_fn(|cx| match Pin::new(&mut *exchange).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Some(frame)),
-            // The connection's own task has what follows, and its turn before ours comes again.
-            Poll::Pending if std::mem::take(&mut turn) => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
             Poll::Pending => Poll::Ready(None),
         });
-        match frame.await {
+        let chunk = match next.await {
             None => break,
-            Some(None) => return Ok(Begun::Whole(bytes.freeze())),
-            Some(Some(Err(error))) => return Err(UpstreamError::Broke(describe(&error))),
-            Some(Some(Ok(frame))) => {
-                if let Ok(chunk) = frame.into_data() {
-                    bytes.extend_from_slice(&chunk);
-                }
-                turn = true;
-            }
-        }
+            Some(None) => return Ok(Begun::Whole(joined(read))),
+            Some(Some(frame)) => frame?.into_data().unwrap_or_default(),
+        };
+        bytes += chunk.len();
+        read.push(chunk);
     }
-    Ok(Begun::Partly(bytes.freeze()))
+    Ok(Begun::Partly(joined(read)))
+}
+
+fn joined(mut parts: Vec<Bytes>) -> Bytes {
+    match parts.len() {
+        0 | 1 => parts.pop().unwrap_or_default(),
+        _ => parts.concat().into(),
+    }
 }
 
 /// Reads on beside the client, in a task of its own: it must not wait for the client to ask.
-fn go_on(incoming: Incoming, begun: Bytes, exchange: Exchange, ahead: &Ahead) -> ahead::Passing {
-    let (passing, reading, ending) = ahead::read(incoming, begun, ahead.clone());
+fn go_on(exchange: Exchange, begun: Bytes, ahead: &Ahead) -> ahead::Passing {
+    let (passing, reading, ending) = ahead::read(exchange, begun, ahead.clone());
     tokio::spawn(async move {
-        let ended = reading.await;
+        let (exchange, ended) = reading.await;
         // The permit first: whoever sees the end can count on it.
         match ended {
             Ok(()) => exchange.complete(),
@@ -239,6 +189,8 @@ fn wall_clock() -> SystemTime {
 
 #[cfg(test)]
 mod tests {
+    use http::header::HeaderValue;
+
     use super::*;
 
     fn fields(fields: &[(&'static str, &str)]) -> HeaderMap {
@@ -267,21 +219,5 @@ mod tests {
         let twice = fields(&[("retry-after", "x"), ("retry-after", "3")]);
         assert_eq!(retry_after(&twice), Some(Duration::from_secs(3)));
         assert_eq!(retry_after(&HeaderMap::new()), None);
-    }
-
-    #[test]
-    fn one_coding_that_is_chunked_is_clear_and_no_other() {
-        let of = |all: &[(&'static str, &str)]| framing(&fields(all));
-        assert!(matches!(of(&[]), Framing::Clear));
-        assert!(matches!(of(&[("content-length", "3")]), Framing::Clear));
-        let chunked = ("transfer-encoding", "Chunked");
-        assert!(matches!(of(&[chunked]), Framing::Clear));
-        let both = of(&[chunked, ("content-length", "3")]);
-        assert!(matches!(both, Framing::Doubtful));
-        for other in ["gzip, chunked", "gzip", "identity", "chunked, chunked", ""] {
-            let of = of(&[("transfer-encoding", other)]);
-            assert!(matches!(of, Framing::Unknown), "{other:?}");
-        }
-        assert!(matches!(of(&[chunked, chunked]), Framing::Unknown));
     }
 }

@@ -2,7 +2,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, VIA};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, HeaderName, HeaderValue, TRANSFER_ENCODING, VIA,
+};
 use http::{HeaderMap, Version};
 
 /// Us, as one hop of HTTP/1.1.
@@ -46,50 +48,119 @@ impl Hop {
         false
     }
 
-    fn via(&self, version: Version) -> HeaderValue {
+    fn via(&self, version: Version) -> &HeaderValue {
         let [http10, http11, http2] = &self.via;
         match version {
             Version::HTTP_10 => http10,
             Version::HTTP_2 => http2,
             _ => http11,
         }
-        .clone()
     }
 }
 
-/// The fields of a request that came by `version`, for the upstream. `Content-Length` is left to
-/// whoever frames the body.
-pub fn towards_upstream(headers: &mut HeaderMap, version: Version, host: &HeaderValue, hop: &Hop) {
-    strip(headers, |name| is_of_the_hop(name) || is_a_claim(name));
-    headers.remove(CONTENT_LENGTH);
-    headers.insert(HOST, host.clone());
-    if version == Version::HTTP_2 {
-        join_cookies(headers);
+/// Who says a field that podgate may have something to say of.
+#[derive(Clone, Copy, Debug)]
+pub enum Says<'a> {
+    /// We do, whatever the client says.
+    Us(&'a HeaderValue),
+    /// The client, if it does.
+    Client,
+    Nobody,
+}
+
+/// The fields of a request that came by `version`, for the upstream, one after the other. `own`:
+/// those that podgate has something to say of. `Content-Length` is left to whoever frames the body.
+pub fn towards_upstream(
+    headers: &HeaderMap,
+    version: Version,
+    hop: &Hop,
+    own: &[(HeaderName, Says<'_>)],
+    mut each: impl FnMut(&str, &[u8]),
+) {
+    for (name, says) in own {
+        if let Says::Us(value) = says {
+            each(name.as_str(), value.as_bytes());
+        }
     }
-    headers.append(VIA, hop.via(version));
+    let named = Named::by(headers);
+    let one_cookie = version == Version::HTTP_2;
+    for (name, value) in headers {
+        let text = name.as_str();
+        let ours = || {
+            let own = own.iter().find(|(own, _)| own == name);
+            own.is_some_and(|(_, says)| !matches!(says, Says::Client))
+        };
+        let stays = is_of_the_hop(text) || is_a_claim(text) || name == CONTENT_LENGTH;
+        if stays || ours() || named.contains(name) || is_read_as_another(text, is_a_claim) {
+            continue;
+        }
+        if !(one_cookie && name == COOKIE) {
+            each(text, value.as_bytes());
+        }
+    }
+    if one_cookie && !named.0.contains(&COOKIE) {
+        join_cookies(headers, &mut each);
+    }
+    each(VIA.as_str(), hop.via(version).as_bytes());
 }
 
 /// HTTP/2 may carry a cookie's crumbs apart, HTTP/1 must not (RFC 9113, section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().collect();
-    if crumbs.len() > 1 {
-        let crumbs: Vec<_> = crumbs.iter().map(|crumb| crumb.as_bytes()).collect();
-        if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-            headers.insert(COOKIE, cookie);
-        }
+fn join_cookies(headers: &HeaderMap, each: &mut impl FnMut(&str, &[u8])) {
+    let crumbs = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    let crumbs: Vec<_> = crumbs.collect();
+    if !crumbs.is_empty() {
+        each(COOKIE.as_str(), &crumbs.join(&b"; "[..]));
     }
 }
 
-/// The fields of a response for the client.
-pub fn towards_client(headers: &mut HeaderMap) {
-    let chunked = headers.contains_key(TRANSFER_ENCODING);
-    strip(headers, is_of_the_hop);
-    // Both at once is how responses are split: the framing that won is the only one.
-    if chunked {
-        headers.remove(CONTENT_LENGTH);
-    }
-    headers.append(VIA, VIA_US);
+/// The fields of an answer for the client, gathered one by one.
+pub struct TowardsClient {
+    named: Named,
+    headers: HeaderMap,
+    chunked: bool,
 }
+
+impl TowardsClient {
+    /// `connection`: what the answer's `Connection` fields say. `room`: about how many there are.
+    pub fn new<'a>(connection: impl Iterator<Item = &'a [u8]>, room: usize) -> Self {
+        Self {
+            named: Named::of(connection),
+            headers: HeaderMap::with_capacity(room + OWN_FIELDS),
+            chunked: false,
+        }
+    }
+
+    /// The next of the answer's fields.
+    pub fn add(&mut self, name: HeaderName, value: HeaderValue) {
+        let text = name.as_str();
+        if is_of_the_hop(text) {
+            self.chunked |= name == TRANSFER_ENCODING;
+            return;
+        }
+        if self.named.contains(&name) || is_read_as_another(text, |_| false) {
+            return;
+        }
+        // Said twice, it is passed on once.
+        if name == CONTENT_LENGTH && self.headers.contains_key(CONTENT_LENGTH) {
+            return;
+        }
+        self.headers.append(name, value);
+    }
+
+    /// All of them, and us.
+    pub fn finish(self) -> HeaderMap {
+        let mut headers = self.headers;
+        // Both at once is how responses are split: the framing that won is the only one.
+        if self.chunked {
+            headers.remove(CONTENT_LENGTH);
+        }
+        headers.append(VIA, VIA_US);
+        headers
+    }
+}
+
+/// Room for what podgate adds to an answer's fields.
+const OWN_FIELDS: usize = 8;
 
 /// What belongs to one connection (RFC 9110, section 7.6.1) and what each side frames anew.
 fn is_of_the_hop(name: &str) -> bool {
@@ -135,34 +206,48 @@ fn is_end_to_end(name: &str) -> bool {
     )
 }
 
-/// Removes what `goes`, under that name or with `_` for `-`, as many servers read it; and what the
-/// `Connection` fields name.
-fn strip(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
-    let named = headers
-        .get_all(http::header::CONNECTION)
-        .iter()
+/// Many servers read `_` as `-`: whether they would take this for a field that is ours to say, or
+/// that does not pass.
+fn is_read_as_another(name: &str, claims: impl Fn(&str) -> bool) -> bool {
+    if !name.contains('_') {
+        return false;
+    }
+    let read = name.replace('_', "-");
+    is_of_the_hop(&read) || claims(&read) || is_end_to_end(&read)
+}
+
+/// The names in `Connection` fields, but for those that never pass and those that always do.
+struct Named(Vec<HeaderName>);
+
+impl Named {
+    fn by(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(CONNECTION).iter();
+        Self::of(values.map(HeaderValue::as_bytes))
+    }
+
+    fn of<'a>(values: impl Iterator<Item = &'a [u8]>) -> Self {
         // Bytes: one name that is no text takes the others with it otherwise.
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .filter(|name| !is_end_to_end(name.as_str()));
-    let known = headers
-        .keys()
-        .filter(|name| match name.as_str() {
-            name if name.contains('_') => {
-                let read = name.replace('_', "-");
-                goes(&read) || is_end_to_end(&read)
-            }
-            name => goes(name),
-        })
-        .cloned();
-    for name in named.chain(known).collect::<Vec<_>>() {
-        headers.remove(name);
+        let names = values.flat_map(|value| value.split(|byte| *byte == b','));
+        let names = names.map(<[u8]>::trim_ascii).filter(|name| {
+            let usual: [&[u8]; 2] = [b"keep-alive", b"close"];
+            !usual.iter().any(|usual| name.eq_ignore_ascii_case(usual))
+        });
+        let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
+        Self(names.filter(|name| !is_end_to_end(name.as_str())).collect())
+    }
+
+    fn contains(&self, name: &HeaderName) -> bool {
+        self.0.contains(name)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header::{AUTHORIZATION, HOST};
+
     use super::*;
+
+    const X_NOBODY: HeaderName = HeaderName::from_static("x-nobody");
 
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -175,14 +260,36 @@ mod tests {
         headers
     }
 
-    fn upstream(headers: &mut HeaderMap) {
+    /// What the upstream gets.
+    fn upstream(headers: &HeaderMap, version: Version, hop: &Hop) -> HeaderMap {
         let host = HeaderValue::from_static("up");
-        towards_upstream(headers, Version::HTTP_11, &host, &Hop::fresh());
+        let own = [
+            (HOST, Says::Us(&host)),
+            (AUTHORIZATION, Says::Client),
+            (X_NOBODY, Says::Nobody),
+        ];
+        let mut written = HeaderMap::new();
+        towards_upstream(headers, version, hop, &own, |name, value| {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            written.append(name, HeaderValue::from_bytes(value).unwrap());
+        });
+        written
+    }
+
+    fn client(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let connection = fields.iter().filter(|(name, _)| *name == "connection");
+        let connection = connection.map(|(_, value)| value.as_bytes());
+        let mut towards = TowardsClient::new(connection, fields.len());
+        for (name, value) in fields {
+            let name = HeaderName::from_static(name);
+            towards.add(name, HeaderValue::from_static(value));
+        }
+        towards.finish()
     }
 
     #[test]
     fn what_belongs_to_the_hop_stays_and_the_rest_goes_through() {
-        let mut headers = map(&[
+        let headers = map(&[
             ("connection", "keep-alive, x-mine"),
             ("x-mine", "1"),
             ("keep-alive", "timeout=5"),
@@ -201,9 +308,10 @@ mod tests {
             ("content_length", "7"),
             ("x_forwarded_for", "1.2.3.4"),
             ("my_own", "1"),
+            ("x-nobody", "1"),
             ("x-request-id", "r"),
         ]);
-        upstream(&mut headers);
+        let headers = upstream(&headers, Version::HTTP_11, &Hop::fresh());
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(
@@ -221,14 +329,14 @@ mod tests {
 
     #[test]
     fn the_connection_field_cannot_take_the_credential_away() {
-        let mut headers = map(&[
+        let headers = map(&[
             ("connection", "authorization, host"),
             ("connection", "Content-Type,via"),
             ("authorization", "k"),
             ("content-type", "text/plain"),
             ("via", "1.1 before"),
         ]);
-        upstream(&mut headers);
+        let headers = upstream(&headers, Version::HTTP_11, &Hop::fresh());
         assert!(headers.contains_key("authorization"));
         assert!(headers.contains_key("content-type"));
         assert_eq!(headers["host"], "up");
@@ -241,10 +349,10 @@ mod tests {
         let (here, there) = (Hop::fresh(), Hop::fresh());
         let mut headers = map(&[("via", "1.0 fred, 1.1 podgate, HTTP/1.1 x.example (a, b)")]);
         assert!(!here.came_round(&headers));
-        towards_upstream(&mut headers, Version::HTTP_2, &VIA_US, &there);
+        headers = upstream(&headers, Version::HTTP_2, &there);
         assert!(!here.came_round(&headers));
         assert!(there.came_round(&headers));
-        towards_upstream(&mut headers, Version::HTTP_10, &VIA_US, &here);
+        headers = upstream(&headers, Version::HTTP_10, &here);
         assert!(here.came_round(&headers));
         let last = headers.get_all("via").iter().next_back().unwrap();
         assert_eq!(last, &format!("1.0 {}", here.name));
@@ -257,11 +365,42 @@ mod tests {
 
     #[test]
     fn a_response_has_one_framing() {
-        let mut headers = map(&[("transfer-encoding", "chunked"), ("content-length", "5")]);
-        towards_client(&mut headers);
+        let headers = client(&[("transfer-encoding", "chunked"), ("content-length", "5")]);
         assert!(!headers.contains_key("content-length"));
-        let mut headers = map(&[("content-length", "5")]);
-        towards_client(&mut headers);
-        assert!(headers.contains_key("content-length"));
+        let headers = client(&[("content-length", "5"), ("content-length", "5")]);
+        assert_eq!(headers.get_all("content-length").iter().count(), 1);
+    }
+
+    #[test]
+    fn what_belongs_to_the_upstream_s_hop_stays_there() {
+        let headers = client(&[
+            ("x-mine", "1"),
+            ("connection", "x-mine, close, retry-after"),
+            ("keep-alive", "timeout=5"),
+            ("content_length", "7"),
+            ("retry-after", "3"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+            ("via", "1.1 cloud"),
+        ]);
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["retry-after", "set-cookie", "via"]);
+        assert_eq!(headers.get_all("set-cookie").iter().count(), 2);
+        assert_eq!(headers.get_all("via").iter().count(), 2);
+    }
+
+    #[test]
+    fn a_cookie_in_crumbs_is_one_in_http_1() {
+        let crumbs = map(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2")]);
+        let one = upstream(&crumbs, Version::HTTP_2, &Hop::fresh());
+        assert_eq!(
+            one.get_all("cookie").iter().collect::<Vec<_>>(),
+            ["a=1; b=2"]
+        );
+        let as_they_are = upstream(&crumbs, Version::HTTP_11, &Hop::fresh());
+        assert_eq!(as_they_are.get_all("cookie").iter().count(), 2);
+        let none = upstream(&map(&[("x", "y")]), Version::HTTP_2, &Hop::fresh());
+        assert!(!none.contains_key("cookie"));
     }
 }

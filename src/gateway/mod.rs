@@ -18,11 +18,14 @@ pub mod fields;
 pub mod tls;
 pub mod dial;
 pub mod proxy;
-pub mod wire;
 pub mod connect;
 pub mod ahead;
 pub mod body;
+pub mod h1;
+pub mod sending;
+pub mod alarm;
 pub mod pool;
+pub mod exchange;
 pub mod upstream;
 pub mod live;
 pub mod feedback;
@@ -36,7 +39,7 @@ use std::sync::atomic::AtomicU64;
 
 use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri, request};
+use http::{Method, Request, Response, request};
 use hyper::body::Incoming;
 use tokio::sync::watch;
 
@@ -51,14 +54,17 @@ use crate::gateway::authorize::Accepted;
 use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
 use crate::gateway::feedback::Judged;
-use crate::gateway::fields::Hop;
+use crate::gateway::fields::{Hop, Says};
+use crate::gateway::h1::request::Head;
 use crate::gateway::inbound::Inbound;
 use crate::gateway::live::{Live, LiveError};
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
 use crate::gateway::record::{Names, Record, Recorded};
 use crate::gateway::request_id::{RequestIds, X_REQUEST_ID};
-use crate::gateway::trace::Traces;
+use crate::gateway::sending::Message;
+use crate::gateway::trace::{TRACEPARENT, TRACESTATE, Traces};
+use crate::gateway::upstream::How;
 use crate::limit::ledger::Call;
 use crate::limit::quota::Mode;
 use crate::metrics::Metrics;
@@ -265,10 +271,13 @@ impl Gateway {
         record.received(held);
 
         let mut turn = lane.turn(Ask { held, ..ask });
-        let patience = policy.response_timeout(operation);
-        let once = payload.is_streamed();
+        let how = How {
+            once: payload.is_streamed(),
+            to_head: head.method == Method::HEAD,
+            patience: policy.response_timeout(operation),
+        };
         // Where nothing is enforced, nothing is held up: not even for its own good.
-        let repeats = operation.repeats() && !once && policy.mode == Mode::Enforce;
+        let repeats = operation.repeats() && !how.once && policy.mode == Mode::Enforce;
         let mut names = record.names();
         let mut refused = None;
         loop {
@@ -289,10 +298,12 @@ impl Gateway {
                 return Err(Rejection::ClientGone);
             }
             record.tries(&mut names);
-            let request = || self.request(live, &head, target, &names, payload.outgoing()?);
+            let request = || {
+                let body = payload.outgoing()?;
+                Some(self.request(live, &head, target, &names, body))
+            };
             let goes = record.goes();
-            let upstream = live.upstream(self.worker);
-            let sent = upstream.send(permit, request, once, patience).await;
+            let sent = live.upstream(self.worker).send(permit, request, how).await;
             drop(goes);
             let answered = sent.map_err(|error| blame(&payload, error))?;
             let status = answered.0.status().as_u16();
@@ -313,30 +324,31 @@ impl Gateway {
         target: &PathAndQuery,
         names: &Names,
         body: Outgoing,
-    ) -> Option<Request<Outgoing>> {
-        let mut request = Request::new(body);
-        *request.method_mut() = head.method.clone();
-        *request.uri_mut() = upstream_target(&live.config, target)?;
-        *request.headers_mut() = head.headers.clone();
-        let headers = request.headers_mut();
-        fields::towards_upstream(headers, head.version, &live.host, &self.shared.hop);
-        headers.insert(X_REQUEST_ID, names.request_id.clone());
-        trace::put(headers, names.trace.clone());
-        if let Some(authorization) = &live.authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
+    ) -> Message {
+        let prefix = &live.config.upstream.target.prefix;
+        let mut written = Head::new(&head.method, prefix, target.as_str());
+        let own = [
+            (HOST, Says::Us(&live.host)),
+            (X_REQUEST_ID, Says::Us(&names.request_id)),
+            (TRACEPARENT, Says::Us(&names.trace)),
+            match trace::keeps_its_state(&head.headers, &names.trace) {
+                true => (TRACESTATE, Says::Client),
+                false => (TRACESTATE, Says::Nobody),
+            },
+            match &live.authorization {
+                Some(authorization) => (AUTHORIZATION, Says::Us(authorization)),
+                None => (AUTHORIZATION, Says::Client),
+            },
+        ];
+        let hop = &self.shared.hop;
+        fields::towards_upstream(&head.headers, head.version, hop, &own, |name, value| {
+            written.field(name, value);
+        });
+        Message {
+            head: written.before(body.length(), &head.method),
+            body,
         }
-        debug_assert!(headers.contains_key(HOST));
-        Some(request)
     }
-}
-
-fn upstream_target(config: &Config, asked: &PathAndQuery) -> Option<Uri> {
-    let prefix = &config.upstream.target.prefix;
-    let target = match prefix.is_empty() {
-        true => asked.clone(),
-        false => PathAndQuery::try_from(format!("{prefix}{asked}")).ok()?,
-    };
-    Some(Uri::from(target))
 }
 
 /// Only the status group mixes held and short calls: elsewhere there is nobody to keep permits for.

@@ -123,8 +123,10 @@ impl Payload {
     /// The body to send; `None` if it was streamed already.
     pub fn outgoing(&mut self) -> Option<Outgoing> {
         match self {
-            Payload::Held { bytes, .. } => Some(Outgoing::held(bytes.clone())),
-            Payload::Streamed { upload, .. } => upload.take().map(Outgoing::streamed),
+            Payload::Held { bytes, .. } => Some(Outgoing::Held(bytes.clone())),
+            Payload::Streamed { upload, .. } => upload
+                .take()
+                .map(|upload| Outgoing::Streamed(Box::new(upload))),
         }
     }
 

@@ -1,15 +1,18 @@
 //! The connections of one worker that wait for their next exchange, newest first.
 
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use hyper::client::conn::http1::SendRequest;
+use bytes::BytesMut;
 use parking_lot::Mutex;
-use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::io::AsyncReadExt;
+use tokio::task::unconstrained;
+use tokio::time::{Instant, sleep};
 
-use crate::gateway::body::Outgoing;
-use crate::gateway::wire::Wire;
+use crate::gateway::alarm::Alarm;
+use crate::gateway::connect::Stream;
 
 /// Idle connections kept.
 const KEPT: usize = 512;
@@ -18,22 +21,38 @@ const KEPT_FOR: Duration = Duration::from_secs(60);
 /// Idle for longer than this, its other side may have closed it and the runtime not have noticed.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
+/// How often those that wait are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The largest buffer that one keeps while it waits, in bytes.
+const LARGEST_KEPT: usize = 16 * 1024;
+
+/// One connection, and what is kept with it between two exchanges.
 pub struct Connection {
-    pub sender: SendRequest<Outgoing>,
-    pub wire: Arc<Wire>,
-    /// What reads and writes it.
-    pub task: AbortHandle,
+    pub stream: Stream,
+    /// Bytes that were read and not understood yet.
+    pub unread: BytesMut,
+    pub alarm: Alarm,
     made: Instant,
 }
 
 impl Connection {
-    pub fn new(sender: SendRequest<Outgoing>, wire: Arc<Wire>, task: AbortHandle) -> Self {
+    pub fn new(stream: Stream) -> Self {
         Self {
-            sender,
-            wire,
-            task,
+            stream,
+            unread: BytesMut::new(),
+            alarm: Alarm::default(),
             made: now(),
         }
+    }
+
+    /// Whether its other side is there and has said nothing unasked, as far as the runtime has heard.
+    fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        // TLS has words of its own, which are taken on the way. Unconstrained: a task that has had
+        // its turn would be told that there is nothing.
+        let read = pin!(unconstrained(self.stream.read(&mut byte)));
+        read.poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
     }
 }
 
@@ -50,8 +69,15 @@ pub struct Taken {
 }
 
 pub struct Pool {
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Waiting>,
     oldest: Duration,
+}
+
+#[derive(Default)]
+struct Waiting {
+    all: Vec<Idle>,
+    /// Somebody looks after them.
+    watched: bool,
 }
 
 impl Pool {
@@ -67,9 +93,9 @@ impl Pool {
     /// trusted and no other will do.
     pub fn take(&self, trusted_only: bool) -> Option<Taken> {
         let now = now();
-        let mut idle = self.idle.lock();
-        while let Some(Idle { connection, since }) = idle.pop() {
-            let unused = now.saturating_duration_since(since);
+        let idle = &mut self.idle.lock().all;
+        while let Some(mut newest) = idle.pop() {
+            let unused = now.saturating_duration_since(newest.since);
             if unused > KEPT_FOR {
                 // Those below are older still.
                 idle.clear();
@@ -78,12 +104,12 @@ impl Pool {
             let distrusted = unused > TRUSTED_FOR;
             if distrusted && trusted_only {
                 // The same.
-                idle.push(Idle { connection, since });
+                idle.push(newest);
                 return None;
             }
-            if connection.sender.is_ready() && !self.is_old(&connection, now) {
+            if self.is_good(&mut newest, now) {
                 return Some(Taken {
-                    connection,
+                    connection: newest.connection,
                     distrusted,
                 });
             }
@@ -91,15 +117,38 @@ impl Pool {
         None
     }
 
-    pub fn keep(&self, connection: Connection) {
+    /// One more that waits. Called inside a runtime, which looks after it.
+    pub fn keep(self: &Arc<Self>, mut connection: Connection) {
+        let now = now();
+        if connection.unread.capacity() > LARGEST_KEPT {
+            connection.unread = BytesMut::new();
+        }
+        let mut idle = self.idle.lock();
+        if idle.all.len() >= KEPT || self.is_old(&connection, now) {
+            return;
+        }
+        idle.all.push(Idle {
+            connection,
+            since: now,
+        });
+        if !std::mem::replace(&mut idle.watched, true) {
+            tokio::spawn(watch(Arc::downgrade(self)));
+        }
+    }
+
+    /// Lets go of those that are of no use any more; `false` once there are none.
+    fn sweep(&self) -> bool {
         let now = now();
         let mut idle = self.idle.lock();
-        if idle.len() < KEPT && !self.is_old(&connection, now) {
-            idle.push(Idle {
-                connection,
-                since: now,
-            });
-        }
+        idle.all.retain_mut(|one| {
+            now.saturating_duration_since(one.since) <= KEPT_FOR && self.is_good(one, now)
+        });
+        idle.watched = !idle.all.is_empty();
+        idle.watched
+    }
+
+    fn is_good(&self, idle: &mut Idle, now: Instant) -> bool {
+        !self.is_old(&idle.connection, now) && idle.connection.is_quiet()
     }
 
     fn is_old(&self, connection: &Connection, now: Instant) -> bool {
@@ -107,11 +156,22 @@ impl Pool {
     }
 
     pub fn len(&self) -> usize {
-        self.idle.lock().len()
+        self.idle.lock().all.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.idle.lock().is_empty()
+        self.idle.lock().all.is_empty()
+    }
+}
+
+/// Nobody reads a connection that waits: what its other side has closed would stay open here.
+async fn watch(pool: Weak<Pool>) {
+    loop {
+        sleep(LOOK_EVERY).await;
+        let Some(pool) = pool.upgrade() else { return };
+        if !pool.sweep() {
+            return;
+        }
     }
 }
 
@@ -125,46 +185,46 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
-    use hyper::client::conn::http1;
-    use hyper_util::rt::TokioIo;
-    use tokio::io::DuplexStream;
-    use tokio::time::sleep;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
     const OLDEST: Duration = Duration::from_secs(40);
 
-    /// A connection that is ready, and its other side.
-    async fn connection() -> (Connection, DuplexStream) {
-        let (here, there) = tokio::io::duplex(64);
-        let (sender, connection) = http1::handshake(TokioIo::new(here)).await.unwrap();
-        let task = tokio::spawn(async move { drop(connection.await) });
-        settle().await;
-        let wire = Arc::<Wire>::default();
-        (Connection::new(sender, wire, task.abort_handle()), there)
+    /// A connection, and its other side.
+    async fn connection() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (here, there) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let connection = Connection::new(Stream::Plain(here.unwrap()));
+        (connection, there.unwrap().0)
     }
 
-    async fn settle() {
-        sleep(Duration::from_millis(1)).await;
+    fn port(connection: &Connection) -> u16 {
+        let Stream::Plain(stream) = &connection.stream else {
+            unreachable!("it is plain")
+        };
+        stream.local_addr().unwrap().port()
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_newest_goes_first() {
-        let pool = Pool::new(OLDEST);
+        let pool = Arc::new(Pool::new(OLDEST));
         let (first, _one) = connection().await;
         let (second, _two) = connection().await;
-        let (older, newer) = (first.wire.clone(), second.wire.clone());
+        let (older, newer) = (port(&first), port(&second));
         pool.keep(first);
         pool.keep(second);
-        let order =
-            [pool.take(false), pool.take(false)].map(|taken| taken.unwrap().connection.wire);
-        assert!(Arc::ptr_eq(&order[0], &newer) && Arc::ptr_eq(&order[1], &older));
+        let order = [pool.take(false), pool.take(false)];
+        let order = order.map(|taken| port(&taken.unwrap().connection));
+        assert_eq!(order, [newer, older]);
         assert!(pool.take(false).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_was_idle_for_a_second_is_not_trusted() {
-        let pool = Pool::new(OLDEST);
+        let pool = Arc::new(Pool::new(OLDEST));
         let (connection, _there) = connection().await;
         pool.keep(connection);
         sleep(TRUSTED_FOR - Duration::from_millis(2)).await;
@@ -181,7 +241,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_idle_for_too_long_is_let_go() {
-        let pool = Pool::new(KEPT_FOR * 10);
+        let pool = Arc::new(Pool::new(KEPT_FOR * 10));
         let (connection, _there) = connection().await;
         pool.keep(connection);
         sleep(KEPT_FOR + Duration::from_millis(2)).await;
@@ -190,7 +250,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_too_old_is_neither_kept_nor_used_again() {
-        let pool = Pool::new(OLDEST);
+        let pool = Arc::new(Pool::new(OLDEST));
         let (first, _one) = connection().await;
         let (second, _two) = connection().await;
         pool.keep(first);
@@ -200,13 +260,51 @@ mod tests {
         assert!(pool.is_empty());
     }
 
+    /// The kernel has to be heard first, and nobody says when that was: it is asked until then.
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        for _ in 0..10_000 {
+            if holds() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("never: {what}");
+    }
+
+    #[tokio::test]
+    async fn what_is_closed_or_said_something_is_not_used_again() {
+        for says in [&b""[..], b"HTTP/1.1 200 OK\r\n"] {
+            let pool = Arc::new(Pool::new(OLDEST));
+            let (connection, mut there) = connection().await;
+            pool.keep(connection);
+            there.write_all(says).await.unwrap();
+            let held = (!says.is_empty()).then_some(there);
+            until("it is seen", || {
+                pool.take(false)
+                    .map(|taken| pool.keep(taken.connection))
+                    .is_none()
+            })
+            .await;
+            drop(held);
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn what_is_closed_is_not_used_again() {
-        let pool = Pool::new(OLDEST);
-        let (connection, there) = connection().await;
-        pool.keep(connection);
+    async fn what_nobody_takes_is_let_go_too() {
+        let pool = Arc::new(Pool::new(KEPT_FOR * 10));
+        let (first, there) = connection().await;
+        let (second, _there) = connection().await;
+        pool.keep(first);
+        pool.keep(second);
         drop(there);
-        settle().await;
-        assert!(pool.take(false).is_none());
+        sleep(LOOK_EVERY * 2).await;
+        assert_eq!(pool.len(), 1, "the one that was closed");
+        sleep(KEPT_FOR).await;
+        assert!(pool.is_empty(), "the one that nobody asked for");
+        // And again, after the one who looked has gone.
+        let (third, _there) = connection().await;
+        pool.keep(third);
+        sleep(KEPT_FOR + LOOK_EVERY * 2).await;
+        assert!(pool.is_empty());
     }
 }

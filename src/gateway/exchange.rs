@@ -1,0 +1,427 @@
+//! One request and its answer on one connection to the upstream, in the request's own task: what
+//! there is to write is written while the answer is read.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
+
+use crate::admission::permit::Permit;
+use crate::gateway::h1::chunks::{Chunks, Piece};
+use crate::gateway::h1::head::{self, Final, Length, Read};
+use crate::gateway::pool::{Connection, Pool};
+use crate::gateway::sending::{Message, Progress, Sending};
+use crate::gateway::upstream::{TooSlow, UpstreamError};
+
+/// Bytes that are read at once, and room for a head of the usual size.
+const USUAL_READ: usize = 8 * 1024;
+/// The same of a body that comes faster than that.
+const LARGEST_READ: usize = 64 * 1024;
+/// What is smaller is copied: else a line of text could keep the whole buffer it was read into.
+const WORTH_KEEPING: usize = 2 * 1024;
+
+/// Dropped before it is complete its connection is closed, and the permit goes back as that
+/// demands.
+pub struct Exchange {
+    connection: Connection,
+    sending: Sending,
+    permit: Permit,
+    pool: Arc<Pool>,
+    /// Of the answer's body: read, and not taken yet.
+    rest: Bytes,
+    ends: Ends,
+    /// Bytes to be read at once.
+    reads: usize,
+    /// The connection carries no other.
+    last: bool,
+}
+
+/// Where the answer's body ends.
+enum Ends {
+    After(u64),
+    Chunks(Chunks),
+    WithConnection,
+}
+
+/// Why there is no head.
+pub enum Failed {
+    /// The connection, and whether it can be tried on another: the request, if nothing was written.
+    Connection(UpstreamError),
+    Late(TooSlow),
+}
+
+impl Exchange {
+    /// `distrusted`: nothing is written before the other side was found to be there.
+    pub fn new(
+        connection: Connection,
+        permit: Permit,
+        message: Message,
+        distrusted: bool,
+        pool: Arc<Pool>,
+    ) -> Self {
+        Self {
+            connection,
+            sending: Sending::new(message, distrusted),
+            permit,
+            pool,
+            rest: Bytes::new(),
+            ends: Ends::After(0),
+            reads: USUAL_READ,
+            last: false,
+        }
+    }
+
+    /// Writes the request and waits for the head of its answer: `patience` from when it was sent
+    /// whole, and no longer than `stall` while the other side takes nothing of it. `to_head`: only a
+    /// head was asked for.
+    ///
+    /// # Errors
+    /// [`Failed`]: there is none.
+    pub async fn head(
+        &mut self,
+        to_head: bool,
+        patience: Duration,
+        stall: Duration,
+    ) -> Result<Response<()>, Failed> {
+        let mut armed = false;
+        std::future::poll_fn(|cx| {
+            match self
+                .sending
+                .poll(&mut self.connection.stream, &mut self.permit, cx)
+            {
+                Poll::Ready(Err(stopped)) => {
+                    let failed = UpstreamError::Broke(stopped.to_string().into());
+                    return Poll::Ready(Err(Failed::Connection(failed)));
+                }
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+            if let Poll::Ready(head) = self.poll_head(to_head, cx) {
+                return Poll::Ready(head.map_err(Failed::Connection));
+            }
+            loop {
+                let due = due(self.sending.progress(), patience, stall, now());
+                if !armed {
+                    self.connection.alarm.by(due.map_err(Failed::Late)?);
+                    armed = true;
+                }
+                ready!(self.connection.alarm.poll(cx));
+                armed = false;
+            }
+        })
+        .await
+    }
+
+    fn poll_head(
+        &mut self,
+        to_head: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<()>, UpstreamError>> {
+        loop {
+            // Nothing is understood before a line has ended.
+            let unread = &self.connection.unread;
+            let mut looked = 0;
+            if memchr::memchr(b'\n', unread).is_some() || unread.len() >= head::LARGEST {
+                let bytes = Bytes::copy_from_slice(unread);
+                loop {
+                    let rest = bytes.slice(looked..);
+                    match head::read(&rest, to_head)? {
+                        Read::Final(head) => {
+                            self.connection.unread.clear();
+                            return Poll::Ready(Ok(self.begins(head, rest)));
+                        }
+                        Read::Interim(length) => looked += length,
+                        Read::Partly => break,
+                    }
+                }
+                self.connection.unread.advance(looked);
+            }
+            let read = ready!(self.poll_read(USUAL_READ, cx));
+            if read.map_err(|error| UpstreamError::broke(&error))? == 0 {
+                let what = "it closed the connection before its answer";
+                return Poll::Ready(Err(UpstreamError::Broke(what.into())));
+            }
+        }
+    }
+
+    fn begins(&mut self, head: Final, read: Bytes) -> Response<()> {
+        self.rest = read.slice(head.bytes..);
+        self.last |= head.last;
+        self.ends = match head.length {
+            Length::Exact(length) => Ends::After(length),
+            Length::Chunked => Ends::Chunks(Chunks::default()),
+            Length::UntilClose => Ends::WithConnection,
+        };
+        head.response
+    }
+
+    /// Reads more behind what is unread.
+    fn poll_read(&mut self, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Connection { stream, unread, .. } = &mut self.connection;
+        if unread.capacity() - unread.len() < most.min(USUAL_READ) {
+            unread.reserve(most);
+        }
+        pin!(stream.read_buf(unread)).poll(cx)
+    }
+
+    /// Its head came, and it was no 429.
+    pub fn answered(&mut self, status: StatusCode) {
+        self.permit.answered();
+        // What was refused may lie unread between us, and the next request would lie behind it.
+        let unread = self.sending.is_streamed() && !status.is_success();
+        self.last |= unread || status == StatusCode::PAYLOAD_TOO_LARGE;
+    }
+
+    /// Its head came, and it was a 429.
+    pub fn throttled(&mut self, retry_after: Option<Duration>) {
+        self.permit.throttled(retry_after);
+    }
+
+    /// The answer's last byte was read: the permit goes back, and the connection to its pool if it
+    /// can carry another request.
+    pub fn complete(self) {
+        let Self {
+            connection,
+            sending,
+            mut permit,
+            pool,
+            rest,
+            last,
+            ..
+        } = self;
+        // The permit first: whoever sees the end can count on it.
+        permit.complete();
+        drop(permit);
+        // The rest of a request has nobody to read it, and nobody asked for more of an answer.
+        let clean = rest.is_empty() && connection.unread.is_empty();
+        if sending.is_sent() && clean && !last {
+            pool.keep(connection);
+        }
+    }
+
+    /// Given up; request and permit for another try, if nothing was written.
+    pub fn unwritten(self) -> Option<(Permit, Message)> {
+        let message = self.sending.unwritten()?;
+        Some((self.permit, message))
+    }
+
+    /// The whole body of `length` bytes, if it came with its head.
+    pub fn at_hand(&mut self, length: usize) -> Option<Bytes> {
+        let whole = self.rest.len() >= length;
+        whole.then(|| {
+            self.ends = Ends::After(0);
+            self.rest.split_to(length)
+        })
+    }
+
+    /// The whole body of `length` bytes, of which some are still to come.
+    ///
+    /// # Errors
+    /// It broke off.
+    pub async fn whole(&mut self, length: usize) -> Result<Bytes, UpstreamError> {
+        let mut whole = BytesMut::with_capacity(length);
+        whole.extend_from_slice(&std::mem::take(&mut self.rest));
+        std::future::poll_fn(|cx| {
+            self.send_on(cx)?;
+            while whole.len() < length {
+                let left = length - whole.len();
+                let mut read = (&mut self.connection.stream).take(left as u64);
+                let read = ready!(pin!(read.read_buf(&mut whole)).poll(cx));
+                self.came(read)?;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+        .map(|()| {
+            self.ends = Ends::After(0);
+            whole.freeze()
+        })
+    }
+
+    /// What is left of the request goes out while its answer is read.
+    fn send_on(&mut self, cx: &mut Context<'_>) -> Result<(), UpstreamError> {
+        if self.sending.is_sent() {
+            return Ok(());
+        }
+        let Self {
+            sending,
+            connection,
+            permit,
+            ..
+        } = self;
+        match sending.poll(&mut connection.stream, permit, cx) {
+            Poll::Ready(Err(stopped)) => Err(UpstreamError::Broke(stopped.to_string().into())),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Bytes of the body were read, or none will be any more.
+    fn came(&self, read: io::Result<usize>) -> Result<(), UpstreamError> {
+        match read {
+            Ok(0) => {
+                let what = "its answer ended before its end";
+                Err(UpstreamError::Broke(what.into()))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(UpstreamError::broke(&error)),
+        }
+    }
+
+    /// Reads more of the body into `rest`; `false`: the connection has ended.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let most = match self.ends {
+            Ends::After(left) => {
+                usize::try_from(left).map_or(LARGEST_READ, |left| left.min(LARGEST_READ))
+            }
+            Ends::Chunks(_) | Ends::WithConnection => self.reads,
+        };
+        let read = ready!(self.poll_read(most, cx))?;
+        if read >= self.reads {
+            self.reads = LARGEST_READ;
+        }
+        let unread = &mut self.connection.unread;
+        self.rest = match read < WORTH_KEEPING {
+            true => {
+                let bytes = Bytes::copy_from_slice(unread);
+                unread.clear();
+                bytes
+            }
+            false => unread.split().freeze(),
+        };
+        Poll::Ready(Ok(read > 0))
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
+        if let Err(error) = self.send_on(cx) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        loop {
+            match &mut self.ends {
+                Ends::After(0) => return Poll::Ready(None),
+                Ends::After(left) if !self.rest.is_empty() => {
+                    let here = self.rest.len();
+                    let length = usize::try_from(*left).map_or(here, |left| left.min(here));
+                    *left -= length as u64;
+                    return Poll::Ready(Some(Ok(self.rest.split_to(length))));
+                }
+                Ends::Chunks(chunks) if !self.rest.is_empty() => {
+                    match chunks.next(&self.rest) {
+                        Ok(Piece::Data { skip, length }) => {
+                            self.rest.advance(skip);
+                            return Poll::Ready(Some(Ok(self.rest.split_to(length))));
+                        }
+                        Ok(Piece::Framing) => self.rest.clear(),
+                        Ok(Piece::End { skip }) => {
+                            self.rest.advance(skip);
+                            self.ends = Ends::After(0);
+                            return Poll::Ready(None);
+                        }
+                        Err(unframed) => {
+                            let what = format!("its answer's chunks cannot be read: {unframed}");
+                            return Poll::Ready(Some(Err(UpstreamError::Broke(what.into()))));
+                        }
+                    }
+                    continue;
+                }
+                Ends::WithConnection if !self.rest.is_empty() => {
+                    return Poll::Ready(Some(Ok(std::mem::take(&mut self.rest))));
+                }
+                Ends::After(_) | Ends::Chunks(_) | Ends::WithConnection => {}
+            }
+            let more = ready!(self.poll_more(cx));
+            if let (Ok(false), Ends::WithConnection) = (&more, &self.ends) {
+                self.ends = Ends::After(0);
+                return Poll::Ready(None);
+            }
+            let came = self.came(more.map(usize::from));
+            if let Err(error) = came {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+}
+
+impl Body for Exchange {
+    type Data = Bytes;
+    type Error = UpstreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        let chunk = ready!(self.poll_chunk(cx));
+        Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.ends, Ends::After(0))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.ends {
+            Ends::After(left) => SizeHint::with_exact(left),
+            Ends::Chunks(_) | Ends::WithConnection => SizeHint::default(),
+        }
+    }
+}
+
+/// When to look again whether the head is late, of a request that has come so far; or that it is.
+fn due(
+    progress: Progress,
+    patience: Duration,
+    stall: Duration,
+    now: Instant,
+) -> Result<Instant, TooSlow> {
+    let stall = stall.min(patience);
+    let (due, late) = match progress {
+        // Whoever sends it to us has bounds of its own.
+        Progress::Going => return Ok(now + stall),
+        Progress::Blocked(since) => (since + stall, TooSlow::Request(stall)),
+        Progress::Sent(at) => (at + patience, TooSlow::Head(patience)),
+    };
+    if due > now { Ok(due) } else { Err(late) }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long the upstream takes is timed here"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_begins_when_the_request_was_sent_whole() {
+        let seconds = Duration::from_secs;
+        let began = now();
+        let at = |second| began + seconds(second);
+        let due = |progress, second| due(progress, seconds(30), seconds(60), at(second));
+        assert_eq!(due(Progress::Going, 100), Ok(at(130)));
+        assert_eq!(due(Progress::Sent(at(100)), 130 - 1), Ok(at(130)));
+        let late = Err(TooSlow::Head(seconds(30)));
+        assert_eq!(due(Progress::Sent(at(100)), 130), late);
+        // Not taking it is not answering it: no more patience than for that.
+        assert_eq!(due(Progress::Blocked(at(100)), 110), Ok(at(130)));
+        let late = Err(TooSlow::Request(seconds(30)));
+        assert_eq!(due(Progress::Blocked(at(100)), 131), late);
+    }
+
+    #[test]
+    fn a_held_call_that_nobody_takes_is_no_held_call() {
+        let seconds = Duration::from_secs;
+        let began = now();
+        let blocked = Progress::Blocked(began);
+        let late = due(blocked, seconds(330), seconds(60), began + seconds(60));
+        assert_eq!(late, Err(TooSlow::Request(seconds(60))));
+    }
+}
