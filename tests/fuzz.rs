@@ -40,3 +40,8 @@ fn a_configuration_is_read_back_or_its_faults_have_places() {
 fn heads_are_judged_alike_in_whatever_pieces_they_come() {
     replay("tests/fuzz/seeds/framing", "", properties::framing);
 }
+
+#[test]
+fn an_answer_is_read_as_hyper_reads_it_or_refused() {
+    replay("tests/fuzz/seeds/answers", "", properties::answers);
+}

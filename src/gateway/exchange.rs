@@ -185,7 +185,7 @@ impl Exchange {
 
     /// The answer's last byte was read: the permit goes back, and the connection to its pool if it
     /// can carry another request.
-    pub fn complete(self) {
+    pub fn complete(self: Box<Self>) {
         let Self {
             connection,
             sending,
@@ -194,7 +194,7 @@ impl Exchange {
             rest,
             last,
             ..
-        } = self;
+        } = *self;
         // The permit first: whoever sees the end can count on it.
         permit.complete();
         drop(permit);
@@ -206,9 +206,11 @@ impl Exchange {
     }
 
     /// Given up; request and permit for another try, if nothing was written.
-    pub fn unwritten(self) -> Option<(Permit, Message)> {
-        let message = self.sending.unwritten()?;
-        Some((self.permit, message))
+    pub fn unwritten(self: Box<Self>) -> Option<(Permit, Message)> {
+        let Self {
+            sending, permit, ..
+        } = *self;
+        Some((permit, sending.unwritten()?))
     }
 
     /// The whole body of `length` bytes, if it came with its head.

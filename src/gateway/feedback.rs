@@ -32,7 +32,7 @@ pub enum Judged {
 /// # Errors
 /// [`UpstreamError`]: there is no answer, or it broke off before anything was passed on.
 pub async fn judge(
-    (response, exchange): (Response<()>, Exchange),
+    (response, exchange): (Response<()>, Box<Exchange>),
     ahead: &Ahead,
     repeats: bool,
 ) -> Result<Judged, UpstreamError> {
@@ -54,7 +54,7 @@ fn is_refusal(answer: &Response<Answer>) -> bool {
 
 async fn pass(
     response: Response<()>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     ahead: &Ahead,
 ) -> Result<Response<Answer>, UpstreamError> {
     let status = response.status();
@@ -151,7 +151,7 @@ fn joined(mut parts: Vec<Bytes>) -> Bytes {
 }
 
 /// Reads on beside the client, in a task of its own: it must not wait for the client to ask.
-fn go_on(exchange: Exchange, begun: Bytes, ahead: &Ahead) -> ahead::Passing {
+fn go_on(exchange: Box<Exchange>, begun: Bytes, ahead: &Ahead) -> ahead::Passing {
     let (passing, reading, ending) = ahead::read(exchange, begun, ahead.clone());
     tokio::spawn(async move {
         let (exchange, ended) = reading.await;

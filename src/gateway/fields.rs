@@ -209,7 +209,7 @@ fn is_end_to_end(name: &str) -> bool {
 /// Many servers read `_` as `-`: whether they would take this for a field that is ours to say, or
 /// that does not pass.
 fn is_read_as_another(name: &str, claims: impl Fn(&str) -> bool) -> bool {
-    if !name.contains('_') {
+    if memchr::memchr(b'_', name.as_bytes()).is_none() {
         return false;
     }
     let read = name.replace('_', "-");

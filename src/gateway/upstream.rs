@@ -103,7 +103,7 @@ impl Upstream {
         mut permit: Permit,
         request: impl FnOnce() -> Option<Message>,
         how: How,
-    ) -> Result<(Response<()>, Exchange), UpstreamError> {
+    ) -> Result<(Response<()>, Box<Exchange>), UpstreamError> {
         let mut last = UpstreamError::Broke("no try was left".into());
         let mut request = Some(request);
         let mut unsent = None;
@@ -128,7 +128,9 @@ impl Upstream {
                 distrusted,
             } = taken;
             let pool = self.shared.pool.clone();
-            let mut exchange = Exchange::new(connection, permit, message, distrusted, pool);
+            let exchange = Exchange::new(connection, permit, message, distrusted, pool);
+            // Handed on from here by its address: it is large.
+            let mut exchange = Box::new(exchange);
             let head = exchange.head(how.to_head, how.patience, self.shared.stall);
             match head.await {
                 Ok(response) => return Ok((response, exchange)),

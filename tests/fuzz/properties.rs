@@ -1,16 +1,27 @@
 //! What has to hold for any bytes. Each function panics if it does not; written from the contract,
 //! not from the code it judges.
 
-use http::header::{HOST, HeaderName, HeaderValue, VIA};
-use http::{HeaderMap, Method, Uri, Version};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, Bytes};
+use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, VIA};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use podgate::config::Config;
 use podgate::config::check::{Verdict, check_text};
 use podgate::config::faults::Severity;
 use podgate::gateway::classify::{self, Unclassified};
-use podgate::gateway::fields::{self, Hop};
+use podgate::gateway::fields::{self, Hop, Says, TowardsClient};
 use podgate::gateway::framing::Framing;
+use podgate::gateway::h1::chunks::{Chunks, Piece};
+use podgate::gateway::h1::head::{self, Length, Read};
 use podgate::gateway::target;
 use podgate::operation::Operation;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Every operation by its name: methods, and what may follow (0: nothing, 1: an id, 2: two ids, 9:
 /// the rest of a path).
@@ -220,9 +231,25 @@ pub fn fields(data: &[u8]) {
         }
     }
     let (host, hop) = (HeaderValue::from_static("up.example"), Hop::fresh());
+    let towards_upstream = |given: &HeaderMap| {
+        let own = [(HOST, Says::Us(&host)), (AUTHORIZATION, Says::Client)];
+        let mut up = HeaderMap::new();
+        fields::towards_upstream(given, version, &hop, &own, |name, value| {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            up.append(name, HeaderValue::from_bytes(value).expect("a value"));
+        });
+        up
+    };
+    let towards_client = |given: &HeaderMap| {
+        let connection = given.get_all("connection").iter();
+        let mut down = TowardsClient::new(connection.map(HeaderValue::as_bytes), given.len());
+        for (name, value) in given {
+            down.add(name.clone(), value.clone());
+        }
+        down.finish()
+    };
 
-    let mut up = given.clone();
-    fields::towards_upstream(&mut up, version, &host, &hop);
+    let up = towards_upstream(&given);
     assert_eq!(up.get_all(HOST).iter().collect::<Vec<_>>(), [&host]);
     assert!(!up.contains_key("content-length"));
     assert!(hop.came_round(&up), "it would not be known again");
@@ -232,19 +259,14 @@ pub fn fields(data: &[u8]) {
         _ => given.clone(),
     };
     passes_what_it_may(&whole, &up, claims, &["host", "content-length"]);
-    let mut again = up.clone();
-    fields::towards_upstream(&mut again, version, &host, &hop);
-    same_but_for_via(&up, &again);
+    same_but_for_via(&up, &towards_upstream(&up));
 
-    let mut down = given.clone();
-    fields::towards_client(&mut down);
+    let down = towards_client(&given);
     let framed = given.contains_key("transfer-encoding");
     let length = given.contains_key("content-length");
     assert_eq!(down.contains_key("content-length"), length && !framed);
     passes_what_it_may(&given, &down, |_| false, &["content-length"]);
-    let mut again = down.clone();
-    fields::towards_client(&mut again);
-    same_but_for_via(&down, &again);
+    same_but_for_via(&down, &towards_client(&down));
 }
 
 /// HTTP/2 may carry a cookie in pieces; HTTP/1 may not.
@@ -379,4 +401,153 @@ pub fn framing(data: &[u8]) {
     let whole = verdicts(bytes.len().max(1));
     assert_eq!(whole, verdicts(1));
     assert_eq!(whole, verdicts(usize::from(first).max(1)));
+}
+
+/// An answer as somebody understood it.
+#[derive(Debug, PartialEq)]
+struct Understood {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+/// The first byte says in what pieces the rest comes from an upstream. What we take hyper's client
+/// takes too, and for the same; and the pieces make no difference.
+pub fn answers(data: &[u8]) {
+    let Some((&first, bytes)) = data.split_first() else {
+        return;
+    };
+    let ours = understood(bytes, bytes.len().max(1));
+    assert_eq!(ours, understood(bytes, usize::from(first).max(1)));
+    let Some(ours) = ours else { return };
+    // hyper reads trailers, only to throw them away with us; what they say is nobody's concern.
+    if String::from_utf8_lossy(bytes).contains("\r\n0") {
+        return;
+    }
+    let theirs = by_hyper(bytes, usize::from(first).max(1));
+    let mut theirs = theirs.unwrap_or_else(|| panic!("hyper refuses {ours:?}"));
+    theirs.headers = {
+        let connection = theirs.headers.get_all("connection").iter();
+        let connection = connection.map(HeaderValue::as_bytes);
+        let mut passed = TowardsClient::new(connection, 0);
+        for (name, value) in &theirs.headers {
+            passed.add(name.clone(), value.clone());
+        }
+        passed.finish()
+    };
+    assert_eq!(ours, theirs);
+}
+
+/// What we make of it; `None`: it is refused, or not all there.
+fn understood(bytes: &[u8], piece: usize) -> Option<Understood> {
+    let (mut came, mut pieces) = (Vec::new(), bytes.chunks(piece));
+    let head = loop {
+        match head::read(&Bytes::copy_from_slice(&came), false).ok()? {
+            Read::Final(head) => break head,
+            Read::Interim(length) => drop(came.drain(..length)),
+            Read::Partly => came.extend_from_slice(pieces.next()?),
+        }
+    };
+    came.drain(..head.bytes);
+    let (parts, ()) = head.response.into_parts();
+    let mut rest = std::iter::once(&came[..]).chain(pieces);
+    let body = match head.length {
+        Length::UntilClose => rest.flatten().copied().collect(),
+        Length::Exact(length) => {
+            let length = usize::try_from(length).ok()?;
+            let body: Vec<u8> = rest.flatten().copied().take(length).collect();
+            (body.len() == length).then_some(body)?
+        }
+        Length::Chunked => {
+            let (mut chunks, mut body) = (Chunks::default(), Vec::new());
+            let mut part = rest.next()?;
+            loop {
+                match chunks.next(part).ok()? {
+                    Piece::Data { skip, length } => {
+                        body.extend_from_slice(&part[skip..skip + length]);
+                        part = &part[skip + length..];
+                    }
+                    Piece::Framing => part = rest.next()?,
+                    Piece::End { .. } => break body,
+                }
+            }
+        }
+    };
+    Some(Understood {
+        status: parts.status,
+        headers: parts.headers,
+        body,
+    })
+}
+
+/// What hyper's client makes of it.
+fn by_hyper(bytes: &[u8], piece: usize) -> Option<Understood> {
+    let io = Said {
+        bytes: Bytes::copy_from_slice(bytes),
+        piece,
+        asked: false,
+        reader: None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime").block_on(async move {
+        let shaken = http1::handshake(TokioIo::new(io)).await;
+        let (mut sender, connection) = shaken.expect("nothing is said yet");
+        let asking = async {
+            let request = Request::new(Empty::<Bytes>::new());
+            let (head, body) = sender.send_request(request).await.ok()?.into_parts();
+            Some(Understood {
+                status: head.status,
+                headers: head.headers,
+                body: body.collect().await.ok()?.to_bytes().to_vec(),
+            })
+        };
+        tokio::join!(asking, connection).0
+    })
+}
+
+/// An upstream that says this once it is asked, and closes.
+struct Said {
+    bytes: Bytes,
+    piece: usize,
+    asked: bool,
+    reader: Option<Waker>,
+}
+
+impl AsyncRead for Said {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.asked {
+            self.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let length = self.bytes.len().min(self.piece).min(buffer.remaining());
+        buffer.put_slice(&self.bytes[..length]);
+        self.bytes.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Said {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.asked = true;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }

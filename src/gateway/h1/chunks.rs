@@ -26,10 +26,23 @@ pub enum Unframed {
 /// Where in the body the next byte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Size { digits: usize, size: u64 },
-    Extension { size: u64 },
-    SizeLf { size: u64 },
-    Data { left: u64 },
+    Size {
+        digits: usize,
+        size: u64,
+    },
+    /// White space behind it, before an extension or the line's end.
+    Space {
+        size: u64,
+    },
+    Extension {
+        size: u64,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
     TrailerStart,
@@ -118,12 +131,19 @@ impl Chunks {
                 },
                 (None, _) if digits == 0 => return Err(Unframed::Size),
                 (None, b'\r') => State::SizeLf { size },
-                (None, b';' | b' ' | b'\t') => State::Extension { size },
+                (None, b';') => State::Extension { size },
+                (None, b' ' | b'\t') => State::Space { size },
                 (None, _) => return Err(Unframed::Size),
             },
-            State::Extension { .. } if self.spent > LONGEST_LINE => {
+            State::Space { .. } | State::Extension { .. } if self.spent > LONGEST_LINE => {
                 return Err(Unframed::Extensions);
             }
+            State::Space { size } => match byte {
+                b' ' | b'\t' => State::Space { size },
+                b';' => State::Extension { size },
+                b'\r' => State::SizeLf { size },
+                _ => return Err(Unframed::Size),
+            },
             State::Extension { size } => match byte {
                 b'\r' => State::SizeLf { size },
                 b'\n' => return Err(Unframed::LineEnd),
@@ -237,6 +257,8 @@ mod tests {
             (" 5\r\n", Unframed::Size),
             (";a\r\n", Unframed::Size),
             ("5\n", Unframed::Size),
+            ("5 5\r\n", Unframed::Size),
+            ("5 \n", Unframed::Size),
             ("fffffffffffffffff\r\n", Unframed::Size),
             ("5;a\nhello", Unframed::LineEnd),
             ("5\rx", Unframed::LineEnd),

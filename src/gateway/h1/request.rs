@@ -6,8 +6,8 @@ use http::{HeaderName, Method};
 /// The head of a request under way.
 pub struct Head(Vec<u8>);
 
-/// Room for a head of the usual size, in bytes.
-const USUAL: usize = 1_024;
+/// Room for a head of the usual size, in bytes: as large as what allocators keep at hand.
+const USUAL: usize = 1_000;
 
 impl Head {
     /// `prefix` and `target` are what is asked for: visible ASCII, without a fragment.
