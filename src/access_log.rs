@@ -3,17 +3,17 @@
 //! Nobody who serves waits for whoever reads it. When what is not yet written passes [`CAPACITY`],
 //! lines are thrown away and counted.
 
+pub mod entry;
+
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
-use serde::{Serialize, Serializer};
 
+use crate::access_log::entry::Entry;
 use crate::config::process::LogFormat;
-use crate::text::{Harmless, Seconds};
 
 /// Bytes that may wait to be written: a second of a busy gateway.
 const CAPACITY: usize = 4 << 20;
@@ -21,113 +21,6 @@ const CAPACITY: usize = 4 << 20;
 const BATCH: Duration = Duration::from_millis(50);
 /// At the end of the process what is left gets this long.
 const LAST: Duration = Duration::from_secs(1);
-/// Whoever comes by a Unix socket has no address.
-const UNIX: &str = "unix";
-/// Of a path no more is shown: strangers choose it.
-const PATH: usize = 256;
-
-/// One request, as its line tells it. Never a query, a body or a credential: they may be secret.
-#[derive(Serialize)]
-pub struct Entry<'a> {
-    #[serde(serialize_with = "date")]
-    pub time: SystemTime,
-    pub request_id: &'a str,
-    pub trace_id: &'a str,
-    /// `None`: it came by a Unix socket.
-    #[serde(serialize_with = "address")]
-    pub client: Option<IpAddr>,
-    pub method: &'a str,
-    #[serde(serialize_with = "shortened")]
-    pub path: &'a str,
-    pub operation: &'static str,
-    pub endpoint: Option<&'a str>,
-    /// `None`: the client left before there was an answer.
-    pub status: Option<u16>,
-    pub outcome: &'static str,
-    /// Whether the answer went out whole.
-    pub complete: bool,
-    /// Times it was sent upstream.
-    pub tries: u32,
-    /// Bytes of its body that were read before it was sent; those of the answer that went out.
-    pub received: u64,
-    pub sent: u64,
-    #[serde(rename = "queue_seconds", serialize_with = "seconds")]
-    pub queued: Duration,
-    #[serde(rename = "upstream_seconds", serialize_with = "seconds")]
-    pub upstream: Duration,
-    #[serde(rename = "seconds", serialize_with = "seconds")]
-    pub total: Duration,
-}
-
-fn date<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&humantime::format_rfc3339_millis(*time))
-}
-
-fn address<S: Serializer>(client: &Option<IpAddr>, to: S) -> Result<S::Ok, S::Error> {
-    match client {
-        Some(address) => to.collect_str(address),
-        None => to.serialize_str(UNIX),
-    }
-}
-
-fn shortened<S: Serializer>(path: &str, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(short(path))
-}
-
-/// Microseconds are enough, and six digits read better than seventeen.
-fn seconds<S: Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_f64((span.as_secs_f64() * 1e6).round() / 1e6)
-}
-
-fn short(path: &str) -> &str {
-    let mut end = path.len().min(PATH);
-    while !path.is_char_boundary(end) {
-        end -= 1;
-    }
-    &path[..end]
-}
-
-impl Entry<'_> {
-    fn write(&self, format: LogFormat, to: &mut Vec<u8>) -> io::Result<()> {
-        match format {
-            LogFormat::Json => serde_json::to_writer(&mut *to, self)?,
-            LogFormat::Text => self.write_text(to)?,
-        }
-        to.push(b'\n');
-        Ok(())
-    }
-
-    fn write_text(&self, to: &mut Vec<u8>) -> io::Result<()> {
-        let time = humantime::format_rfc3339_millis(self.time);
-        let method = self.method;
-        // What can be in a request target holds no space and no control character; what is not
-        // printable ASCII is escaped, as a terminal would obey it.
-        let path = Harmless(short(self.path));
-        match self.client {
-            Some(client) => write!(to, "{time} {client} {method} {path} ")?,
-            None => write!(to, "{time} {UNIX} {method} {path} ")?,
-        }
-        match self.status {
-            Some(status) => write!(to, "{status}")?,
-            None => write!(to, "-")?,
-        }
-        let cut = if self.complete { "" } else { " cut" };
-        write!(
-            to,
-            " {}{cut} tries={} in={} out={} queue={} upstream={} total={} id={} trace={}",
-            self.outcome,
-            self.tries,
-            self.received,
-            self.sent,
-            Seconds(self.queued),
-            Seconds(self.upstream),
-            Seconds(self.total),
-            Harmless(self.request_id),
-            self.trace_id,
-        )
-    }
-}
-
 /// Where lines are handed in. Cheap to clone; the default keeps none.
 #[derive(Clone, Default)]
 pub struct AccessLog(Option<Arc<Queue>>);
@@ -179,15 +72,9 @@ impl AccessLog {
     /// Hands a line in.
     pub fn write(&self, entry: &Entry<'_>) {
         let Some(queue) = &self.0 else { return };
-        let mut state = queue.state.lock();
-        let before = state.lines.len();
-        let whole =
-            before < CAPACITY && !state.over && entry.write(queue.format, &mut state.lines).is_ok();
-        if !whole {
-            state.lines.truncate(before);
+        let kept = entry.with_line(queue.format, |line| queue.keep(line));
+        if !kept.unwrap_or(false) {
             queue.dropped.inc();
-        } else if before == 0 {
-            queue.filled.notify_one();
         }
     }
 
@@ -203,6 +90,19 @@ impl AccessLog {
 }
 
 impl Queue {
+    /// `false`: there is no room, or nobody who would write it.
+    fn keep(&self, line: &[u8]) -> bool {
+        let mut state = self.state.lock();
+        if state.lines.len() >= CAPACITY || state.over {
+            return false;
+        }
+        if state.lines.is_empty() {
+            self.filled.notify_one();
+        }
+        state.lines.extend_from_slice(line);
+        true
+    }
+
     fn run(&self, mut sink: impl Write) {
         let mut batch = Vec::new();
         loop {
@@ -236,6 +136,7 @@ impl Queue {
 mod tests {
     use std::net::Ipv4Addr;
     use std::sync::mpsc;
+    use std::time::SystemTime;
 
     use super::*;
 

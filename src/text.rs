@@ -1,17 +1,128 @@
-//! What every request writes, into the log and into fields, in a way that costs little: times without
-//! floating point, and names without a look at each of their characters.
+//! What every request writes, into the log and into fields, in a way that costs little: digits and
+//! times without `core::fmt` or floating point, and names without a look at each of their characters.
 
-use std::fmt;
+use std::io::Write;
 use std::time::Duration;
+
+/// Where text is put: a line that grows, or a [`Short`] one.
+pub trait Sink {
+    fn put(&mut self, text: &[u8]);
+}
+
+impl Sink for Vec<u8> {
+    fn put(&mut self, text: &[u8]) {
+        self.extend_from_slice(text);
+    }
+}
+
+/// Up to `N` bytes without a heap. What would be past them is left out, so `N` has to be enough for
+/// the longest that can be put.
+#[derive(Clone, Copy, Debug)]
+pub struct Short<const N: usize> {
+    bytes: [u8; N],
+    length: usize,
+}
+
+impl<const N: usize> Short<N> {
+    pub const fn new() -> Self {
+        Self {
+            bytes: [0; N],
+            length: 0,
+        }
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl<const N: usize> AsRef<[u8]> for Short<N> {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl<const N: usize> Default for Short<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const N: usize> Sink for Short<N> {
+    fn put(&mut self, text: &[u8]) {
+        let end = self.length + text.len();
+        debug_assert!(end <= N, "{N} bytes are not enough");
+        if let Some(room) = self.bytes.get_mut(self.length..end) {
+            room.copy_from_slice(text);
+            self.length = end;
+        }
+    }
+}
+
+/// A number in decimal digits.
+pub fn number(number: impl Into<u64>, to: &mut impl Sink) {
+    to.put(itoa::Buffer::new().format(number.into()).as_bytes());
+}
+
+/// The last `N` decimal digits, with leading zeros.
+pub fn digits<const N: usize>(mut number: u32) -> [u8; N] {
+    let mut digits = [b'0'; N];
+    for digit in digits.iter_mut().rev() {
+        *digit += u8::try_from(number % 10).unwrap_or_default();
+        number /= 10;
+    }
+    digits
+}
+
+/// Sixteen hexadecimal digits.
+pub fn hex(number: u64) -> [u8; 16] {
+    let mut digits = [0; 16];
+    digits[..8].copy_from_slice(&eight(number >> 32));
+    digits[8..].copy_from_slice(&eight(number & 0xFFFF_FFFF));
+    digits
+}
+
+/// Those of 32 bits, all at once: half a byte in each byte, and what makes a digit of it.
+fn eight(number: u64) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let mut spread = (number | number << 16) & 0x0000_FFFF_0000_FFFF;
+    spread = (spread | spread << 8) & 0x00FF_00FF_00FF_00FF;
+    spread = (spread | spread << 4) & 0x0F0F_0F0F_0F0F_0F0F;
+    let letters = (spread + 6 * ONES) >> 4 & ONES;
+    let past_digits = u64::from(b'a' - 10 - b'0');
+    (spread + u64::from(b'0') * ONES + letters * past_digits).to_be_bytes()
+}
 
 /// Seconds, to the microsecond: `1.000250`.
 #[derive(Clone, Copy, Debug)]
 pub struct Seconds(pub Duration);
 
-impl fmt::Display for Seconds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Seconds {
+    pub fn put(self, to: &mut impl Sink) {
         let Self(span) = self;
-        write!(f, "{}.{:06}", span.as_secs(), span.subsec_micros())
+        number(span.as_secs(), to);
+        to.put(b".");
+        to.put(&digits::<6>(span.subsec_micros()));
+    }
+
+    /// The same to the nearest microsecond as the shortest number of JSON: `1.00025`, `0.0`.
+    pub fn put_json(self, to: &mut impl Sink) {
+        let Self(span) = self;
+        let (mut whole, mut micros) = (span.as_secs(), (span.subsec_nanos() + 500) / 1_000);
+        if micros == 1_000_000 {
+            (whole, micros) = (whole.saturating_add(1), 0);
+        }
+        if whole == 0 && (1..10).contains(&micros) {
+            // As floats of that size are written.
+            to.put(&digits::<1>(micros));
+            to.put(b"e-6");
+            return;
+        }
+        number(whole, to);
+        to.put(b".");
+        let digits = digits::<6>(micros);
+        let zeros = digits[1..].iter().rev().take_while(|digit| **digit == b'0');
+        to.put(&digits[..digits.len() - zeros.count()]);
     }
 }
 
@@ -19,10 +130,13 @@ impl fmt::Display for Seconds {
 #[derive(Clone, Copy, Debug)]
 pub struct Millis(pub Duration);
 
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = self.0.as_micros();
-        write!(f, "{}.{:03}", micros / 1_000, micros % 1_000)
+impl Millis {
+    pub fn put(self, to: &mut impl Sink) {
+        let Self(span) = self;
+        let millis = span.as_secs().saturating_mul(1_000);
+        number(millis.saturating_add(span.subsec_millis().into()), to);
+        to.put(b".");
+        to.put(&digits::<3>(span.subsec_micros()));
     }
 }
 
@@ -30,19 +144,52 @@ impl fmt::Display for Millis {
 #[derive(Clone, Copy, Debug)]
 pub struct Harmless<'a>(pub &'a str);
 
-impl fmt::Display for Harmless<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Harmless<'_> {
+    pub fn put(self, to: &mut Vec<u8>) {
         let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\'' | b'\\');
-        match self.0.bytes().all(plain) {
-            true => f.write_str(self.0),
-            false => self.0.escape_debug().fmt(f),
+        match all(self.0, plain) {
+            true => to.put(self.0.as_bytes()),
+            // Nothing can fail that only takes memory.
+            false => drop(write!(to, "{}", self.0.escape_debug())),
         }
     }
 }
 
+/// A JSON string with its quotes. Most has nothing in it to be escaped.
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<'a>(pub &'a str);
+
+impl Quoted<'_> {
+    pub fn put(self, to: &mut Vec<u8>) {
+        let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+        match all(self.0, plain) {
+            true => {
+                to.put(b"\"");
+                to.put(self.0.as_bytes());
+                to.put(b"\"");
+            }
+            // Nothing can fail that only takes memory.
+            false => drop(serde_json::to_writer(to, self.0)),
+        }
+    }
+}
+
+/// Without a way out before the end, so that many bytes are looked at in one step.
+fn all(text: &str, is: impl Fn(u8) -> bool) -> bool {
+    text.bytes().fold(true, |all, byte| all & is(byte))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn written(put: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut text = Vec::new();
+        put(&mut text);
+        String::from_utf8(text).unwrap()
+    }
 
     #[test]
     fn every_digit_stands_where_it_should() {
@@ -53,8 +200,8 @@ mod tests {
             (61_000_020_999, "61.000020", "61000.020"),
         ] {
             let span = Duration::from_nanos(nanos);
-            assert_eq!(Seconds(span).to_string(), seconds);
-            assert_eq!(Millis(span).to_string(), millis);
+            assert_eq!(written(|to| Seconds(span).put(to)), seconds);
+            assert_eq!(written(|to| Millis(span).put(to)), millis);
         }
     }
 
@@ -68,7 +215,51 @@ mod tests {
             "\u{1b}[2J\n",
             "\u{e9}\u{202e}",
         ] {
-            assert_eq!(Harmless(text).to_string(), text.escape_debug().to_string());
+            assert_eq!(
+                written(|to| Harmless(text).put(to)),
+                text.escape_debug().to_string()
+            );
+        }
+    }
+
+    #[test]
+    fn a_short_text_is_what_was_put() {
+        let mut short = Short::<8>::new();
+        short.put(b"of ");
+        number(12_345u32, &mut short);
+        assert_eq!(short.as_bytes(), b"of 12345");
+    }
+
+    proptest! {
+        #[test]
+        fn digits_are_those_of_core(number: u64) {
+            prop_assert_eq!(written(|to| to.put(&hex(number))), format!("{number:016x}"));
+            let three = u32::try_from(number % 1_000).unwrap();
+            prop_assert_eq!(written(|to| to.put(&digits::<3>(three))), format!("{three:03}"));
+        }
+
+        /// But about a half, where the float decides, and past months, where it is no longer so exact.
+        #[test]
+        fn seconds_are_those_of_serde(secs in 0..10_000_000u64, micros in 0..1_000_000u64, off in 0..490u64) {
+            for secs in [0, secs % 100, secs] {
+                for micros in [micros, micros % 100, micros / 1_000 * 1_000] {
+                    let nanos = secs * 1_000_000_000 + micros * 1_000;
+                    for nanos in [nanos, nanos + off, (nanos).saturating_sub(off)] {
+                        let span = Duration::from_nanos(nanos);
+                        let float = (span.as_secs_f64() * 1e6).round() / 1e6;
+                        let json = serde_json::to_string(&float).unwrap();
+                        prop_assert_eq!(written(|to| Seconds(span).put_json(to)), json);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn strings_are_those_of_serde(text: String, plain in "[ -~]{0,40}") {
+            for text in [text, plain] {
+                let json = serde_json::to_string(&text).unwrap();
+                prop_assert_eq!(written(|to| Quoted(&text).put(to)), json);
+            }
         }
     }
 }

@@ -6,27 +6,48 @@ use std::time::Duration;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::admission::lane::{Budget, LaneCell};
+use crate::text::{Short, Sink, number};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// Longer than either field: a group's name, and two numbers of up to 20 digits.
+const LONGEST: usize = 80;
 
 /// Says what is left of a lane's rate, if it has one that binds.
 pub fn add(headers: &mut HeaderMap, lane: &LaneCell) {
     let Some(budget) = lane.budget() else { return };
     let (policy, left) = fields(lane.group().name(), &budget);
     for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, left)] {
-        if let Ok(value) = HeaderValue::try_from(value) {
+        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
             headers.append(name, value);
         }
     }
 }
 
-fn fields(policy: &str, budget: &Budget) -> (String, String) {
-    let (requests, window) = (budget.rate.requests(), seconds(budget.rate.period()));
-    let (remaining, reset) = (budget.remaining, seconds(budget.reset));
+fn fields(policy: &str, budget: &Budget) -> (Short<LONGEST>, Short<LONGEST>) {
+    let Budget {
+        rate,
+        remaining,
+        reset,
+    } = *budget;
+    let field = |parameters: [(&[u8], u64); 2]| {
+        let mut field = Short::new();
+        field.put(b"\"");
+        field.put(policy.as_bytes());
+        field.put(b"\"");
+        for (name, value) in parameters {
+            field.put(name);
+            number(value, &mut field);
+        }
+        field
+    };
     (
-        format!("\"{policy}\";q={requests};w={window}"),
-        format!("\"{policy}\";r={remaining};t={reset}"),
+        field([
+            (b";q=", rate.requests().into()),
+            (b";w=", seconds(rate.period())),
+        ]),
+        field([(b";r=", remaining.into()), (b";t=", seconds(reset))]),
     )
 }
 
@@ -49,9 +70,11 @@ mod tests {
             reset: Duration::from_millis(reset),
         };
         let (policy, left) = fields("run", &budget(12, 9_500));
-        assert_eq!(policy, r#""run";q=1000;w=10"#);
-        assert_eq!(left, r#""run";r=12;t=10"#);
+        assert_eq!(policy.as_bytes(), br#""run";q=1000;w=10"#);
+        assert_eq!(left.as_bytes(), br#""run";r=12;t=10"#);
         let (_, left) = fields("run", &budget(0, 1));
-        assert_eq!(left, r#""run";r=0;t=1"#);
+        assert_eq!(left.as_bytes(), br#""run";r=0;t=1"#);
+        let longest = crate::operation::Group::ALL.map(|group| group.name().len());
+        assert!(longest.iter().max() < Some(&(LONGEST - 2 * 23 - 2)));
     }
 }

@@ -9,12 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Response, Uri, request};
+use http::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
+use http::{Method, Response, StatusCode, Uri, request};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use crate::access_log::Entry;
+use crate::access_log::entry::Entry;
 use crate::admission::lane::LaneCell;
 use crate::config::Config;
 use crate::config::process::Answers;
@@ -30,7 +30,7 @@ use crate::metrics::times::Times;
 use crate::operation::Operation;
 use crate::otlp::{Ended, Span, Stage};
 use crate::outcome::Outcome;
-use crate::text::Millis;
+use crate::text::{Millis, Short, Sink, number};
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -185,8 +185,7 @@ impl Record {
     ) -> Response<Recorded> {
         let (outcome, mut response) = match answered {
             Ok(mut response) => {
-                let status = response.status().as_u16();
-                let said = HeaderValue::try_from(format!("podgate; received-status={status}"));
+                let said = received(response.status());
                 append(response.headers_mut(), PROXY_STATUS, said);
                 (Outcome::Forwarded, response)
             }
@@ -200,7 +199,7 @@ impl Record {
             }
         };
         if let Some(lane) = &self.lane {
-            let timing = HeaderValue::try_from(self.timing());
+            let timing = HeaderValue::from_bytes(self.timing().as_bytes());
             append(response.headers_mut(), SERVER_TIMING, timing);
             if answers.rate_limit_headers {
                 limit_fields::add(response.headers_mut(), lane);
@@ -246,16 +245,34 @@ impl Record {
     }
 
     /// `Server-Timing`: milliseconds in the queue and upstream.
-    fn timing(&self) -> String {
-        let queued = Millis(self.queued.unwrap_or_default());
-        match self.upstream.map(Millis) {
-            Some(upstream) => format!("queue;dur={queued}, upstream;dur={upstream}"),
-            None => format!("queue;dur={queued}"),
+    fn timing(&self) -> Short<96> {
+        let mut timing = Short::new();
+        timing.put(b"queue;dur=");
+        Millis(self.queued.unwrap_or_default()).put(&mut timing);
+        if let Some(upstream) = self.upstream {
+            timing.put(b", upstream;dur=");
+            Millis(upstream).put(&mut timing);
         }
+        timing
     }
 }
 
-fn append<E>(headers: &mut HeaderMap, name: HeaderName, value: Result<HeaderValue, E>) {
+/// `Proxy-Status` of what the upstream has answered; most often it is the same.
+fn received(status: StatusCode) -> Result<HeaderValue, InvalidHeaderValue> {
+    if status == StatusCode::OK {
+        return Ok(HeaderValue::from_static("podgate; received-status=200"));
+    }
+    let mut said = Short::<32>::new();
+    said.put(b"podgate; received-status=");
+    number(status.as_u16(), &mut said);
+    HeaderValue::from_bytes(said.as_bytes())
+}
+
+fn append(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    value: Result<HeaderValue, InvalidHeaderValue>,
+) {
     if let Ok(value) = value {
         headers.append(name, value);
     }

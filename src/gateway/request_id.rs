@@ -3,7 +3,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::text::hex;
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -12,19 +15,17 @@ const LONGEST: usize = 128;
 
 /// Names for requests that come without one: which process, and which of its requests.
 pub struct RequestIds {
-    process: u32,
+    /// In hexadecimal digits.
+    process: [u8; 8],
     made: AtomicU64,
 }
 
 impl Default for RequestIds {
     fn default() -> Self {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "32 bits of chance tell processes apart well enough"
-        )]
-        let process = RandomState::new().hash_one(0u8) as u32;
+        // 32 bits of chance tell processes apart well enough.
+        let chance = hex(RandomState::new().hash_one(0u8));
         Self {
-            process,
+            process: *chance.last_chunk().unwrap_or(b"00000000"),
             made: AtomicU64::new(0),
         }
     }
@@ -39,9 +40,17 @@ impl RequestIds {
 
     fn next(&self) -> HeaderValue {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{:08x}-{number:08x}", self.process);
+        let number = hex(number);
+        // Eight digits, and more once they are not enough.
+        let zeros = number[..8].iter().take_while(|digit| **digit == b'0');
+        let mut name = [b'-'; 25];
+        name[..8].copy_from_slice(&self.process);
+        let digits = &number[zeros.count()..];
+        name[9..9 + digits.len()].copy_from_slice(digits);
+        // Owned, not copied: who is told of it shares it.
+        let name = Bytes::from_owner(name).split_to(9 + digits.len());
         // Hexadecimal digits and a dash can stand in a field.
-        HeaderValue::try_from(name).unwrap_or(HeaderValue::from_static("none"))
+        HeaderValue::from_maybe_shared(name).unwrap_or(HeaderValue::from_static("none"))
     }
 }
 
@@ -72,6 +81,22 @@ mod tests {
             let name = of(given);
             assert_eq!(name.len(), 17, "{name:?}");
             assert!(is_name(&name));
+        }
+    }
+
+    #[test]
+    fn a_name_is_a_process_and_a_number_of_eight_digits_or_more() {
+        let ids = RequestIds::default();
+        for (made, end) in [
+            (0, "-00000000"),
+            (0xabc, "-00000abc"),
+            (0x1_2345_6789, "-123456789"),
+        ] {
+            ids.made.store(made, Ordering::Relaxed);
+            let name = ids.of(&HeaderMap::new());
+            let (process, number) = name.to_str().unwrap().split_at(8);
+            assert_eq!(number, end);
+            assert!(process.bytes().all(|digit| digit.is_ascii_hexdigit()));
         }
     }
 

@@ -4,7 +4,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::text::hex;
 
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -14,11 +17,22 @@ const TRACE_ID: std::ops::Range<usize> = 3..35;
 /// The field's length, of the version there is.
 const LENGTH: usize = 55;
 
-/// Makes traces for requests that come without one.
-#[derive(Default)]
+/// Makes traces for requests that come without one. Spread and never the same twice, so that they can
+/// be told apart and sampled by; not secret, as nobody is let in by one.
 pub struct Traces {
-    chance: RandomState,
+    /// One for each eight bytes: two of the trace's id, one of the span's.
+    seeds: [u64; 3],
     made: AtomicU64,
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        let chance = RandomState::new();
+        Self {
+            seeds: [0u8, 1, 2].map(|part| chance.hash_one(part)),
+            made: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Traces {
@@ -34,12 +48,26 @@ impl Traces {
 
     fn next(&self) -> HeaderValue {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let [high, low, span] = [0u8, 1, 2].map(|part| self.chance.hash_one((number, part)).max(1));
+        let [high, low, span] = self.seeds.map(|seed| hex(spread(seed, number).max(1)));
         // Not sampled: whoever records it writes one of its own (`otlp`).
-        let made = format!("00-{high:016x}{low:016x}-{span:016x}-00");
-        // Hexadecimal digits and dashes can stand in a field.
-        HeaderValue::try_from(made).unwrap_or(HeaderValue::from_static(""))
+        let mut made = [b'-'; LENGTH];
+        made[..2].copy_from_slice(b"00");
+        made[LENGTH - 2..].copy_from_slice(b"00");
+        for (from, part) in [(3, high), (19, low), (36, span)] {
+            made[from..from + part.len()].copy_from_slice(&part);
+        }
+        // Owned, not copied: who is told of it shares it. Digits and dashes can stand in a field.
+        HeaderValue::from_maybe_shared(Bytes::from_owner(made))
+            .unwrap_or(HeaderValue::from_static(""))
     }
+}
+
+/// SplitMix64, the `number`th of a seed's: no two numbers give the same.
+fn spread(seed: u64, number: u64) -> u64 {
+    let mut mixed = seed.wrapping_add(number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
 }
 
 /// Whether what a client says of the state of its trace belongs to this one.
@@ -49,8 +77,8 @@ pub fn keeps_its_state(headers: &HeaderMap, trace: &HeaderValue) -> bool {
 
 /// The id by which the trace is found.
 pub fn id(trace: &HeaderValue) -> &str {
-    let field = trace.to_str().unwrap_or_default();
-    field.get(TRACE_ID).unwrap_or_default()
+    let id = trace.as_bytes().get(TRACE_ID).unwrap_or_default();
+    std::str::from_utf8(id).unwrap_or_default()
 }
 
 /// Version, trace, span and flags, in lower-case hexadecimal digits; later versions may say more.
