@@ -9,11 +9,12 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::admission::Origin;
 use crate::gateway::framing::Framing;
@@ -41,6 +42,9 @@ struct Shared {
     stream: Mutex<Stream>,
     framing: Framing,
     unread: AtomicBool,
+    /// Of those who looked after it before, as many as ever did at once, and still set: most requests end within a tick, and to set
+    /// a timer may cost a system call.
+    alarms: Mutex<Vec<Pin<Box<Sleep>>>>,
 }
 
 impl Caller {
@@ -54,6 +58,7 @@ impl Caller {
             stream: Mutex::new(stream),
             framing: Framing::default(),
             unread: AtomicBool::new(false),
+            alarms: Mutex::default(),
         });
         let socket = Socket(shared.clone());
         let caller = Self {
@@ -117,11 +122,55 @@ impl Caller {
     }
 
     /// Returns once it has closed its side, a tick later at most.
-    pub async fn gone(&self) {
-        while !self.is_gone() {
-            tokio::time::sleep(TICK).await;
+    pub fn gone(&self) -> impl Future<Output = ()> {
+        Gone {
+            caller: self,
+            alarm: None,
         }
     }
+}
+
+/// Looks at once and each time its alarm goes off.
+struct Gone<'a> {
+    caller: &'a Caller,
+    /// Goes off within a tick. Of several requests on one connection each has its own.
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Future for Gone<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { caller, alarm } = &mut *self;
+        let alarm = match alarm {
+            Some(alarm) => alarm,
+            None if caller.is_gone() => return Poll::Ready(()),
+            None => {
+                let spare = caller.shared.alarms.lock().pop();
+                alarm.insert(spare.unwrap_or_else(|| Box::pin(sleep(TICK))))
+            }
+        };
+        loop {
+            ready!(alarm.as_mut().poll(cx));
+            if caller.is_gone() {
+                return Poll::Ready(());
+            }
+            alarm.as_mut().reset(now() + TICK);
+        }
+    }
+}
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        if let Some(alarm) = self.alarm.take() {
+            self.caller.shared.alarms.lock().push(alarm);
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the next look is timed here")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// What stays the same when a certificate is renewed: whom it is for, by all names it has.
@@ -174,5 +223,47 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0.stream.lock()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::gateway::stream::Plain;
+
+    async fn caller() -> (Caller, Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, accepted) = tokio::join!(client, listener.accept());
+        let stream = Stream::Plain(Plain::Tcp(accepted.unwrap().0));
+        let (caller, socket) = Caller::new(None, stream);
+        (caller, socket, client.unwrap())
+    }
+
+    /// Each looked after by a task of its own, as over HTTP/2.
+    #[tokio::test]
+    async fn all_who_look_after_one_client_hear_of_its_end() {
+        let (caller, _socket, client) = caller().await;
+        let look = |caller: Caller| tokio::spawn(async move { caller.gone().await });
+        let long: Vec<_> = (0..3).map(|_| look(caller.clone())).collect();
+        // Those that end before leave theirs to those who come.
+        for _ in 0..3 {
+            let brief = look(caller.clone());
+            tokio::time::sleep(TICK / 10).await;
+            brief.abort();
+        }
+        let late: Vec<_> = (0..3).map(|_| look(caller.clone())).collect();
+        tokio::time::sleep(TICK * 2).await;
+        assert!(late.iter().chain(&long).all(|look| !look.is_finished()));
+        drop(client);
+        let all = async {
+            for look in late.into_iter().chain(long) {
+                look.await.unwrap();
+            }
+        };
+        tokio::time::timeout(TICK * 8, all).await.unwrap();
+        assert!(caller.shared.alarms.lock().len() <= 7);
     }
 }

@@ -67,6 +67,8 @@ impl Plain {
 
     /// The same as far as the runtime has heard of it; `None`: nothing.
     fn heard(&self) -> Option<Ready> {
+        // Most often it has heard of nothing, and can say so without a place among those who wait.
+        either!(self, stream => stream.try_io(Interest::READABLE, || Ok(()))).ok()?;
         let ready = pin!(self.readable());
         match ready.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(ready)) => Some(ready),
