@@ -6,24 +6,23 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use http::Request;
 use http::header::{CONNECTION, HeaderValue};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tower::{ServiceBuilder, ServiceExt};
 
 use crate::config::process::Timeouts;
 use crate::gateway::presence::{Caller, Socket};
-use crate::gateway::record::Recorded;
-use crate::gateway::stack::CatchPanic;
+use crate::gateway::stack::catch_panic;
 use crate::gateway::stream::{Plain, Stream};
 use crate::gateway::{Gateway, linger};
 use crate::listener::guarded::Guarded;
@@ -115,19 +114,21 @@ impl Connection {
         } = self;
         let heads = Heads::new(timeouts.header, connected);
         let io = Guarded::new(socket, timeouts.write, Some(heads.clone()));
-        let (calling, closes) = (caller.clone(), closing.clone());
-        let forward = move |request: Request<Incoming>| {
-            let (gateway, caller, closes) = (gateway.clone(), calling.clone(), closes.clone());
-            async move {
-                let mut response = gateway.forward(request, &caller).await;
+        // Each request has the whole for the price of one count.
+        let serving = Arc::new((gateway, caller.clone(), closing.clone()));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let serving = serving.clone();
+            let answered = catch_panic(async move {
+                let (gateway, caller, closes) = &*serving;
+                let mut response = gateway.forward(request, caller).await;
                 if *closes.borrow() {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
                 }
-                Ok::<_, Infallible>(response)
-            }
-        };
-        let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
+                response
+            });
+            async move { Ok::<_, Infallible>(answered.await) }
+        });
         let ended = {
             let mut served = pin!(
                 http1::Builder::new()
@@ -135,11 +136,29 @@ impl Connection {
                     .header_read_timeout(timeouts.keep_alive)
                     .max_header_size(HEAD as usize)
                     .max_buf_size(HEAD as usize)
-                    .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
+                    .serve_connection(TokioIo::new(io), service)
             );
-            tokio::select! {
-                ended = served.as_mut() => ended,
-                () = last_call_of(&caller, &mut closing) => {
+            let seen = closing.clone();
+            let mut last_call = pin!(last_call_of(&caller, &mut closing));
+            let mut watched: Option<Waker> = None;
+            let ended = poll_fn(|cx| {
+                if let Poll::Ready(ended) = served.as_mut().poll(cx) {
+                    return Poll::Ready(Some(ended));
+                }
+                // Until it begins there is nothing to ask: whom it wakes then, it knows.
+                let begins = *seen.borrow() || seen.has_changed().is_err();
+                let knows = watched
+                    .as_ref()
+                    .is_some_and(|who| who.will_wake(cx.waker()));
+                if knows && !begins {
+                    return Poll::Pending;
+                }
+                watched = Some(cx.waker().clone());
+                last_call.as_mut().poll(cx).map(|()| None)
+            });
+            match ended.await {
+                Some(ended) => ended,
+                None => {
                     served.as_mut().graceful_shutdown();
                     served.await
                 }
@@ -170,12 +189,15 @@ impl Connection {
         } = self;
         let streams = Streams::new(timeouts.write);
         let io = Guarded::new(socket, timeouts.write, None);
-        let forward = move |request: Request<Incoming>| {
-            let (gateway, caller) = (gateway.clone(), caller.clone());
-            async move { Ok::<_, Infallible>(gateway.forward(request, &caller).await) }
-        };
-        let service = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
-        let service = service.map_result(paced::<Recorded>);
+        let serving = Arc::new((gateway, caller));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let serving = serving.clone();
+            let answered = catch_panic(async move {
+                let (gateway, caller) = &*serving;
+                gateway.forward(request, caller).await
+            });
+            async move { Ok::<_, Infallible>(paced(answered.await)) }
+        });
         // Both reset limits stay at their defaults.
         let mut served = pin!(
             http2::Builder::new(streams.clone())
@@ -187,7 +209,7 @@ impl Connection {
                 .max_send_buf_size(SEND_BUFFER)
                 .keep_alive_interval(timeouts.keep_alive / 3)
                 .keep_alive_timeout(timeouts.header)
-                .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
+                .serve_connection(TokioIo::new(io), service)
         );
         tokio::select! {
             ended = served.as_mut() => return ended,

@@ -5,7 +5,6 @@
 //! that body holds is held; the connection meanwhile is well. Nothing in hyper ends this. Each
 //! stream is a task of its own, so the task is given a time.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -192,16 +191,12 @@ pub struct Paced<B> {
 }
 
 /// Makes an answer one of a stream.
-pub fn paced<B>(
-    response: Result<Response<B>, Infallible>,
-) -> Result<Response<Paced<B>>, Infallible> {
+pub fn paced<B>(response: Response<B>) -> Response<Paced<B>> {
     here(|taking| taking.answered = true);
-    response.map(|response| {
-        response.map(|body| Paced {
-            body,
-            rest: Bytes::new(),
-            parted: false,
-        })
+    response.map(|body| Paced {
+        body,
+        rest: Bytes::new(),
+        parted: false,
     })
 }
 
