@@ -17,9 +17,9 @@ use crate::limit::flow::FlowId;
 use crate::limit::ladder::Cause;
 use crate::limit::lane::Shed;
 use crate::limit::ledger::{Call, End, Slot};
-use crate::limit::local::{LocalLane, Settled, Snapshot, Verdict};
+use crate::limit::local::{Budget, LocalLane, Settled, Snapshot, Verdict};
 use crate::limit::memory::Memory;
-use crate::limit::quota::{Mode, Rate, Timestamp};
+use crate::limit::quota::Timestamp;
 use crate::metrics::endpoint::EndpointMetrics;
 use crate::metrics::lanes::Queued;
 use crate::operation::Group;
@@ -52,16 +52,6 @@ pub struct LaneView {
     /// Waiters by flow.
     pub flows: Vec<(FlowId, u32)>,
     pub queued: Queued,
-}
-
-/// What is left of a rate, for who asks how much more it may send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
-    pub rate: Rate,
-    /// Requests that could go now, one after the other.
-    pub remaining: u32,
-    /// How long that stands: the window, or where nothing remains until one more can go.
-    pub reset: Duration,
 }
 
 /// One lane, shared by every thread.
@@ -369,33 +359,9 @@ impl LaneCell {
 
     /// What is left of its rate. `None`: it has none, or does not enforce it.
     pub fn budget(&self) -> Option<Budget> {
-        let Snapshot {
-            quota,
-            effective,
-            mode,
-            window_used,
-            next_free,
-            paused,
-            ..
-        } = {
-            let mut state = self.state.lock();
-            let now = self.clock.now();
-            state.lane.snapshot(now)
-        };
-        let rate = quota.rate.filter(|_| mode == Mode::Enforce)?;
-        let remaining = match paused.is_zero() {
-            true => effective.requests.saturating_sub(window_used),
-            false => 0,
-        };
-        let reset = match remaining {
-            0 => next_free.max(paused),
-            _ => rate.period(),
-        };
-        Some(Budget {
-            rate,
-            remaining,
-            reset,
-        })
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        state.lane.budget(now)
     }
 
     /// The group whose limit this is.

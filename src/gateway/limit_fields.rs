@@ -1,11 +1,16 @@
 //! `RateLimit-Policy` and `RateLimit`, in the form of draft 10 of the IETF's httpapi group; the one
 //! place that writes them. Later drafts rename their parameters, so nothing is promised of the form.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::admission::lane::{Budget, LaneCell};
+use crate::admission::lane::LaneCell;
+use crate::limit::local::Budget;
+use crate::limit::quota::Rate;
+use crate::operation::Group;
 use crate::text::{Short, Sink, number};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -14,41 +19,68 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// Longer than either field: a group's name, and two numbers of up to 20 digits.
 const LONGEST: usize = 80;
 
+/// Policies of which the field is kept: those of a configuration that most requests meet.
+const KEPT: usize = 32;
+
+thread_local! {
+    /// A policy's field changes with a reload only, and is not written anew for each answer.
+    static POLICIES: RefCell<Vec<(Group, Rate, HeaderValue)>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Says what is left of a lane's rate, if it has one that binds.
 pub fn add(headers: &mut HeaderMap, lane: &LaneCell) {
     let Some(budget) = lane.budget() else { return };
-    let (policy, left) = fields(lane.group().name(), &budget);
-    for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, left)] {
-        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+    let group = lane.group();
+    let left = left(group, &budget);
+    let left = HeaderValue::from_bytes(left.as_bytes());
+    for (name, value) in [
+        (RATE_LIMIT_POLICY, policy(group, budget.rate)),
+        (RATE_LIMIT, left.ok()),
+    ] {
+        if let Some(value) = value {
             headers.append(name, value);
         }
     }
 }
 
-fn fields(policy: &str, budget: &Budget) -> (Short<LONGEST>, Short<LONGEST>) {
-    let Budget {
-        rate,
-        remaining,
-        reset,
-    } = *budget;
-    let field = |parameters: [(&[u8], u64); 2]| {
-        let mut field = Short::new();
-        field.put(b"\"");
-        field.put(policy.as_bytes());
-        field.put(b"\"");
-        for (name, value) in parameters {
-            field.put(name);
-            number(value, &mut field);
+fn policy(group: Group, rate: Rate) -> Option<HeaderValue> {
+    let find = |kept: &RefCell<Vec<_>>| {
+        let mut kept = kept.borrow_mut();
+        let mut known = kept.iter().filter(|(g, r, _)| (*g, *r) == (group, rate));
+        if let Some((.., field)) = known.next() {
+            return Some(HeaderValue::clone(field));
         }
-        field
-    };
-    (
-        field([
-            (b";q=", rate.requests().into()),
+        let text = [
+            (&b";q="[..], rate.requests().into()),
             (b";w=", seconds(rate.period())),
-        ]),
-        field([(b";r=", remaining.into()), (b";t=", seconds(reset))]),
-    )
+        ];
+        // Owned, not copied: each answer shares it.
+        let text = Bytes::from_owner(field(group, text));
+        let field = HeaderValue::from_maybe_shared(text).ok()?;
+        if kept.len() >= KEPT {
+            kept.clear();
+        }
+        kept.push((group, rate, field.clone()));
+        Some(field)
+    };
+    POLICIES.try_with(find).ok().flatten()
+}
+
+fn left(group: Group, budget: &Budget) -> Short<LONGEST> {
+    let (remaining, reset) = (budget.remaining.into(), seconds(budget.reset));
+    field(group, [(b";r=", remaining), (b";t=", reset)])
+}
+
+fn field(group: Group, parameters: [(&[u8], u64); 2]) -> Short<LONGEST> {
+    let mut field = Short::new();
+    field.put(b"\"");
+    field.put(group.name().as_bytes());
+    field.put(b"\"");
+    for (name, value) in parameters {
+        field.put(name);
+        number(value, &mut field);
+    }
+    field
 }
 
 /// Whole seconds, rounded up: nothing is there before it is said to be.
@@ -59,22 +91,35 @@ fn seconds(span: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limit::quota::Rate;
 
     #[test]
     fn the_draft_s_form_in_whole_seconds() {
         let rate = Rate::new(1_000, Duration::from_millis(9_500)).unwrap();
-        let budget = |remaining, reset| Budget {
-            rate,
-            remaining,
-            reset: Duration::from_millis(reset),
+        let left = |remaining, reset| {
+            let budget = Budget {
+                rate,
+                remaining,
+                reset: Duration::from_millis(reset),
+            };
+            let field = left(Group::Run, &budget);
+            String::from_utf8(field.as_bytes().into()).unwrap()
         };
-        let (policy, left) = fields("run", &budget(12, 9_500));
-        assert_eq!(policy.as_bytes(), br#""run";q=1000;w=10"#);
-        assert_eq!(left.as_bytes(), br#""run";r=12;t=10"#);
-        let (_, left) = fields("run", &budget(0, 1));
-        assert_eq!(left.as_bytes(), br#""run";r=0;t=1"#);
-        let longest = crate::operation::Group::ALL.map(|group| group.name().len());
+        assert_eq!(policy(Group::Run, rate).unwrap(), r#""run";q=1000;w=10"#);
+        assert_eq!(left(12, 9_500), r#""run";r=12;t=10"#);
+        assert_eq!(left(0, 1), r#""run";r=0;t=1"#);
+        let longest = Group::ALL.map(|group| group.name().len());
         assert!(longest.iter().max() < Some(&(LONGEST - 2 * 23 - 2)));
+    }
+
+    #[test]
+    fn a_policy_that_is_kept_is_its_own() {
+        for requests in (1..=2 * KEPT as u32).chain(1..=3) {
+            let rate = Rate::new(requests, Duration::from_secs(10)).unwrap();
+            for group in [Group::Run, Group::Status] {
+                let field = format!("\"{}\";q={requests};w=10", group.name());
+                assert_eq!(policy(group, rate).unwrap(), field);
+            }
+        }
+        assert!(POLICIES.with_borrow(Vec::len) <= KEPT);
     }
 }

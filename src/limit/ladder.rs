@@ -134,9 +134,11 @@ impl Ladder {
         let window = nanos(self.window());
         let mut clean = false;
         loop {
-            let passed = nanos(now.since(self.window_start)) / window;
-            let over = match (passed, self.waited) {
-                (0, _) => return clean,
+            let since = now.nanos_since(self.window_start);
+            if since < window {
+                return clean;
+            }
+            let over = match (since / window, self.waited) {
                 (_, true) => 1,
                 // Nothing was shown in any of them, nothing is given back.
                 (idle, false) => idle,

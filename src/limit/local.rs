@@ -10,7 +10,7 @@ use crate::limit::ladder::{Cause, Refusal};
 use crate::limit::lane::{Lane, Next, Shed};
 use crate::limit::ledger::{Call, Denied, Effective, End, Ledger, Limit, Slot};
 use crate::limit::memory::Memory;
-use crate::limit::quota::{Mode, Quota, Timestamp};
+use crate::limit::quota::{Mode, Quota, Rate, Timestamp};
 use crate::limit::throttle::Gate;
 
 /// The answer to [`LocalLane::ask`].
@@ -56,6 +56,16 @@ pub struct Snapshot {
     /// one that is handed out late is the N-th part; of those that come to light in one poll each
     /// counts as late as the first, so this is never too little.
     pub idle_budget: Duration,
+}
+
+/// What is left of a rate, for who asks how much more it may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub rate: Rate,
+    /// Requests that could go now, one after the other.
+    pub remaining: u32,
+    /// How long that stands: the window, or where nothing remains until one more can go.
+    pub reset: Duration,
 }
 
 /// A timer counts in milliseconds, and whoever it wakes takes a moment.
@@ -493,12 +503,40 @@ impl LocalLane {
         self.ledger.is_idle() && self.lane.queue().is_empty()
     }
 
-    pub fn snapshot(&mut self, now: Timestamp) -> Snapshot {
-        let now = self.advance(now);
-        let paused = match self.lane.throttle().gate() {
+    fn paused(&self, now: Timestamp) -> Duration {
+        match self.lane.throttle().gate() {
             Gate::Paused(until) => until.since(now),
             Gate::Open | Gate::Probe | Gate::Probing(_) => Duration::ZERO,
+        }
+    }
+
+    /// What is left of its rate. `None`: it has none, or does not enforce it.
+    pub fn budget(&mut self, now: Timestamp) -> Option<Budget> {
+        let now = self.advance(now);
+        let enforced = self.mode == Mode::Enforce;
+        let rate = self.ledger.quota().rate.filter(|_| enforced)?;
+        let paused = self.paused(now);
+        let remaining = match paused.is_zero() {
+            true => {
+                let requests = self.ledger.effective().requests;
+                requests.saturating_sub(self.ledger.window_used())
+            }
+            false => 0,
         };
+        let reset = match remaining {
+            0 => paused.max(self.ledger.nth_admission(1, now).since(now)),
+            _ => rate.period(),
+        };
+        Some(Budget {
+            rate,
+            remaining,
+            reset,
+        })
+    }
+
+    pub fn snapshot(&mut self, now: Timestamp) -> Snapshot {
+        let now = self.advance(now);
+        let paused = self.paused(now);
         Snapshot {
             quota: *self.ledger.quota(),
             effective: self.ledger.effective(),
@@ -524,7 +562,6 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
-    use crate::limit::quota::Rate;
 
     fn at(millis: u64) -> Timestamp {
         Timestamp::from_epoch(Duration::from_millis(millis))

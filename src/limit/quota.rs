@@ -28,7 +28,12 @@ impl Timestamp {
 
     /// Zero if `earlier` is later.
     pub const fn since(self, earlier: Timestamp) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.nanos_since(earlier))
+    }
+
+    /// The same in nanoseconds.
+    pub const fn nanos_since(self, earlier: Timestamp) -> u64 {
+        self.0.saturating_sub(earlier.0)
     }
 
     /// So long ago; no earlier than the epoch.
@@ -51,8 +56,9 @@ impl Add<Duration> for Timestamp {
 }
 
 /// `span` in nanoseconds, saturating after 584 years.
-pub(crate) fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+pub(crate) const fn nanos(span: Duration) -> u64 {
+    let whole = span.as_secs().saturating_mul(1_000_000_000);
+    whole.saturating_add(span.subsec_nanos() as u64)
 }
 
 /// At most `requests` in any span of `period`. Neither part can be zero.

@@ -129,7 +129,7 @@ impl TokenBucket {
     /// Lets time pass up to `now`. With `ceiling`, tokens do not accrue above it, nor are any lost.
     pub fn advance(&mut self, ceiling: Option<u32>, now: Timestamp) {
         let before = self.bucket_now();
-        let mut bucket_now = before.saturating_add(nanos(now.since(self.moved)));
+        let mut bucket_now = before.saturating_add(now.nanos_since(self.moved));
         if let Some(ceiling) = ceiling {
             let allowed = self.interval.saturating_mul(u64::from(ceiling));
             let missing = self.capacity().saturating_sub(allowed);

@@ -37,6 +37,9 @@ struct Pending {
 pub struct WindowGuard {
     /// `None`: no limit. What is on its way is known all the same, should there be one later.
     rate: Option<Rate>,
+    /// How long past its bound a slot stays taken, by `rate`: W and a thousandth of it, as clocks
+    /// differ. Kept, as every event asks for it.
+    hold: Duration,
     /// At most this many slots, those of `rate` unless the throttle shrank it.
     limit: u32,
     open: u32,
@@ -57,6 +60,7 @@ impl WindowGuard {
     pub fn new(rate: Option<Rate>) -> Self {
         Self {
             rate,
+            hold: rate.map_or(Duration::ZERO, hold),
             limit: slots(rate),
             open: 0,
             pending: VecDeque::new(),
@@ -92,11 +96,6 @@ impl WindowGuard {
         }
     }
 
-    /// How long past its bound a slot stays taken: W and a thousandth of it, as clocks differ.
-    fn hold(&self) -> Duration {
-        self.rate.map_or(Duration::ZERO, hold)
-    }
-
     /// Forgets what can no longer share a window with an arrival at or after `now`.
     pub fn advance(&mut self, now: Timestamp) {
         while let Some(pending) = self.pending.front() {
@@ -111,7 +110,7 @@ impl WindowGuard {
             self.pending.pop_front();
             self.first_ticket += 1;
         }
-        let hold = self.hold();
+        let hold = self.hold;
         while self
             .bounded
             .front()
@@ -180,11 +179,11 @@ impl WindowGuard {
         let first_round = match (self.used() + nth).saturating_sub(self.limit) {
             0 => now,
             needed => match self.bounded.get(needed as usize - 1) {
-                Some(&bound) => (bound + self.hold()).next(),
-                None => (now + self.hold()).next(),
+                Some(&bound) => (bound + self.hold).next(),
+                None => (now + self.hold).next(),
             },
         };
-        first_round + self.hold() * rounds
+        first_round + self.hold * rounds
     }
 
     /// Takes a slot whether or not one is free: asking first is the ledger's business.
@@ -254,6 +253,7 @@ impl WindowGuard {
         let unlimited = self.rate.is_none();
         self.rate = rate;
         self.limit = self.limit.clamp(1, slots(rate));
+        self.hold = rate.map_or(Duration::ZERO, hold);
         if unlimited && rate.is_some() {
             self.spend(latest);
         }
