@@ -5,8 +5,8 @@ pub mod clock;
 pub mod lane;
 pub mod permit;
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::operation::Group;
 use crate::outcome::Outcome;
 
 /// Whose budget a lane spends. One upstream account a gateway unless configured otherwise.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Account(pub u16);
 
 /// At the cap, idle lanes are looked for this often at most: it means looking at every lane.
@@ -71,7 +71,8 @@ struct Lanes {
     capacity: usize,
     /// What new lanes are made by, since there was a reload: who asks may have begun before it.
     config: Option<Arc<Config>>,
-    by_account: HashMap<Account, HashMap<Box<str>, ByGroup>>,
+    /// Accounts are few, and nobody chooses their numbers: found without a hash.
+    by_account: BTreeMap<Account, HashMap<Box<str>, ByGroup>>,
     count: usize,
     /// What endpoints past the cap share.
     overflow: HashMap<(Account, Group), Arc<LaneCell>>,
@@ -166,7 +167,7 @@ impl Admission {
                 lanes: RwLock::new(Lanes {
                     capacity,
                     config: None,
-                    by_account: HashMap::new(),
+                    by_account: BTreeMap::new(),
                     count: 0,
                     overflow: HashMap::new(),
                     made: 0,

@@ -3,11 +3,13 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, BuildHasherDefault};
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use parking_lot::RwLock;
+
+use crate::limit::flow::AsItIs;
 
 /// Credentials remembered in each of two generations.
 const REMEMBERED: usize = 8_192;
@@ -16,6 +18,9 @@ const REMEMBERED: usize = 8_192;
 /// (contract, section 1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Credential(u64);
+
+/// A credential is a keyed hash already: hashing it again would protect nothing.
+type Credentials = HashSet<Credential, BuildHasherDefault<AsItIs>>;
 
 /// Which credentials the upstream has accepted. Made-up ones share their address's flow, or a
 /// flood of them would starve everybody.
@@ -28,8 +33,8 @@ pub struct Accepted {
 /// The older one is forgotten when the newer is full: what is in use is soon in the newer again.
 #[derive(Default)]
 struct Generations {
-    newer: HashSet<Credential>,
-    older: HashSet<Credential>,
+    newer: Credentials,
+    older: Credentials,
 }
 
 impl Accepted {
