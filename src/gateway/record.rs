@@ -42,6 +42,13 @@ pub struct Names {
     pub trace: HeaderValue,
 }
 
+impl Names {
+    /// Whatever stands in a field by that name can stand in a log.
+    fn request_id(&self) -> &str {
+        std::str::from_utf8(self.request_id.as_bytes()).unwrap_or_default()
+    }
+}
+
 /// One request's record. Dropped, it is closed: without an answer the client is gone.
 pub struct Record {
     shared: Arc<Shared>,
@@ -57,6 +64,8 @@ pub struct Record {
     lane: Option<Arc<LaneCell>>,
     received: u64,
     body_read: Option<Instant>,
+    /// The clock as it was last read, for what follows at once.
+    last: Instant,
     tries: u32,
     queued: Option<Duration>,
     upstream: Option<Duration>,
@@ -72,10 +81,11 @@ impl Record {
         live: &Live,
         head: &request::Parts,
         client: Option<IpAddr>,
-    ) -> Self {
+    ) -> Box<Self> {
         let (started, trace) = (now(), shared.traces.of(&head.headers));
         let Config { log, tracing, .. } = &*live.config;
-        Self {
+        // In a box from the start: it goes on with the answer's body and is never moved.
+        Box::new(Self {
             shared: shared.clone(),
             span: shared
                 .spans
@@ -93,6 +103,7 @@ impl Record {
             lane: None,
             received: 0,
             body_read: None,
+            last: started,
             tries: 0,
             queued: None,
             upstream: None,
@@ -100,7 +111,7 @@ impl Record {
             answered: None,
             complete: false,
             sent: 0,
-        }
+        })
     }
 
     /// What the upstream is told it is called.
@@ -121,13 +132,19 @@ impl Record {
     /// Its body is here, or `held` bytes of it.
     pub fn received(&mut self, held: u64) {
         self.received = held;
-        self.body_read = Some(now());
+        self.last = now();
+        self.body_read = Some(self.last);
     }
 
-    /// It waits for its turn from here on.
+    /// It waits for its turn from here on: the first time since its body was read.
     pub fn waits(&mut self) -> Waits<'_> {
+        let since = match self.queued {
+            None => self.last,
+            Some(_) => now(),
+        };
         Waits {
-            since: now(),
+            since,
+            last: &mut self.last,
             sum: self.queued.get_or_insert_default(),
             span: self.span.as_mut(),
             stage: Stage::Queue,
@@ -142,10 +159,11 @@ impl Record {
         }
     }
 
-    /// It goes upstream from here on.
+    /// It goes upstream since its turn came.
     pub fn goes(&mut self) -> Waits<'_> {
         Waits {
-            since: now(),
+            since: self.last,
+            last: &mut self.last,
             sum: self.upstream.get_or_insert_default(),
             span: self.span.as_mut(),
             stage: Stage::Upstream,
@@ -157,34 +175,40 @@ impl Record {
         if let Some(span) = &mut self.span {
             span.answered(status);
         }
-        self.metrics().answered(self.operation(), status);
+        self.count(|metrics| metrics.answered(self.operation(), status));
     }
 
     fn operation(&self) -> Operation {
         self.operation.unwrap_or(Operation::Other)
     }
 
-    fn metrics(&self) -> Arc<EndpointMetrics> {
+    fn count(&self, count: impl FnOnce(&EndpointMetrics)) {
         match &self.lane {
-            Some(lane) => lane.metrics().clone(),
-            None => self.shared.metrics.other(),
+            Some(lane) => count(lane.metrics()),
+            None => count(&self.shared.metrics.other()),
         }
     }
 
     /// The second segment of the path, where that is an endpoint's id.
     fn endpoint(&self) -> Option<&str> {
         self.operation?;
-        self.target.path().split('/').nth(2)
+        let path = self.target.path();
+        let mut slashes = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/');
+        let (before, _) = slashes.nth(1)?;
+        let end = slashes.next().map_or(path.len(), |(end, _)| end);
+        path.get(before + 1..end)
     }
 
     /// Finishes the answer: its fields say who spoke, what it took and what is left.
     pub fn finish(
-        mut self,
+        mut self: Box<Self>,
         answered: Result<Response<Answer>, Rejection>,
         answers: &Answers,
     ) -> Response<Recorded> {
         let (outcome, mut response) = match answered {
             Ok(mut response) => {
+                // Room for what is said here, and for a `Connection`, at once.
+                response.headers_mut().reserve(5);
                 let said = received(response.status());
                 append(response.headers_mut(), PROXY_STATUS, said);
                 (Outcome::Forwarded, response)
@@ -210,10 +234,10 @@ impl Record {
             now().saturating_duration_since(read).saturating_sub(known)
         });
         self.answered = Some((outcome, response.status().as_u16()));
-        self.metrics().ended(self.operation(), outcome);
+        self.count(|metrics| metrics.ended(self.operation(), outcome));
         response.map(|answer| Recorded {
             answer,
-            record: Some(Box::new(self)),
+            record: Some(self),
         })
     }
 
@@ -231,7 +255,7 @@ impl Record {
         span.end(&Ended {
             operation: self.operation(),
             endpoint: self.endpoint(),
-            request_id: self.names.request_id.to_str().unwrap_or_default(),
+            request_id: self.names.request_id(),
             method: self.method.as_str(),
             path: self.target.path(),
             client: self.client,
@@ -289,7 +313,7 @@ impl Drop for Record {
                     true => Outcome::Internal,
                     false => Outcome::ClientGone,
                 };
-                self.metrics().ended(operation, outcome);
+                self.count(|metrics| metrics.ended(operation, outcome));
                 (outcome, None)
             }
         };
@@ -308,7 +332,7 @@ impl Drop for Record {
         }
         self.shared.access_log.write(&Entry {
             time: wall_clock(),
-            request_id: self.names.request_id.to_str().unwrap_or_default(),
+            request_id: self.names.request_id(),
             trace_id: trace::id(&self.names.trace),
             client: self.client,
             method: self.method.as_str(),
@@ -331,6 +355,7 @@ impl Drop for Record {
 /// A span under way, added to what it belongs to when it ends, also by being dropped.
 pub struct Waits<'a> {
     since: Instant,
+    last: &'a mut Instant,
     sum: &'a mut Duration,
     span: Option<&'a mut Span>,
     stage: Stage,
@@ -339,6 +364,7 @@ pub struct Waits<'a> {
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         let until = now();
+        *self.last = until;
         *self.sum += until.saturating_duration_since(self.since);
         if let Some(span) = &mut self.span {
             span.passed(self.stage, self.since, until);
