@@ -84,7 +84,7 @@ const TABLE: [(&str, Operation, Tail, &str); 17] = [
 /// # Errors
 /// [`Unclassified`]: it is none.
 pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, Unclassified> {
-    if path.contains("//") {
+    if path.as_bytes().windows(2).any(|two| two == b"//") {
         return Err(Unclassified::EmptySegment);
     }
     let rest = path.strip_prefix("/v2/").ok_or(Unclassified::NoRoute(
@@ -134,7 +134,8 @@ pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, U
 }
 
 fn takes(allow: &str, method: &Method) -> bool {
-    allow.split(", ").any(|allowed| allowed == method.as_str())
+    let mut allowed = allow.split(',').map(str::trim_start);
+    allowed.any(|allowed| allowed == method.as_str())
 }
 
 /// A name Runpod may have added. Never one that an upstream might take for a known operation: an

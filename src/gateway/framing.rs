@@ -106,18 +106,40 @@ impl Line {
         }
     }
 
-    /// What is known of it, without its end; `None` if that was no CR LF.
-    fn text(&self) -> Option<&[u8]> {
-        let length = match (self.length, self.last) {
-            (1.., b'\r') => self.length - 1,
-            _ => return None,
+    /// It is all there.
+    fn end(&self) -> Ended<'_> {
+        let text = match (self.length, self.last) {
+            (1.., b'\r') => Some(&self.beginning[..(self.length - 1).min(BEGINNING)]),
+            _ => None,
         };
-        Some(&self.beginning[..length.min(BEGINNING)])
+        Ended {
+            text,
+            is_short: self.length <= BEGINNING,
+            fragment: self.fragment,
+        }
     }
+}
 
+/// A line that has ended.
+struct Ended<'a> {
+    /// What is known of it, without its end; `None` if that was no CR LF.
+    text: Option<&'a [u8]>,
     /// Whether `text` is all of it.
-    fn is_short(&self) -> bool {
-        self.length <= BEGINNING
+    is_short: bool,
+    /// It is a request's, and there was a space, and then a `#`.
+    fragment: bool,
+}
+
+impl<'a> Ended<'a> {
+    /// `line` is all of it but its line feed. Most lines come in one piece, and are not copied.
+    fn whole(line: &'a [u8], request_line: bool) -> Self {
+        let text = line.strip_suffix(b"\r");
+        let target = || memchr(b' ', line).and_then(|space| memchr(b'#', &line[space..]));
+        Self {
+            text: text.map(|text| &text[..text.len().min(BEGINNING)]),
+            is_short: line.len() <= BEGINNING,
+            fragment: request_line && target().is_some(),
+        }
     }
 }
 
@@ -142,10 +164,17 @@ impl Reader {
                         self.line.add(bytes, request_line);
                         return;
                     };
-                    self.line.add(&bytes[..end], request_line);
-                    bytes = &bytes[end + 1..];
-                    let line = std::mem::take(&mut self.line);
-                    match self.read(&line) {
+                    let (last, rest) = (&bytes[..end], &bytes[end + 1..]);
+                    bytes = rest;
+                    let read = match self.line.length {
+                        0 => self.read(&Ended::whole(last, request_line)),
+                        _ => {
+                            let mut line = std::mem::take(&mut self.line);
+                            line.add(last, request_line);
+                            self.read(&line.end())
+                        }
+                    };
+                    match read {
                         Ok(state) => self.state = state,
                         Err(fault) => {
                             self.fault = Some((self.heads, fault));
@@ -157,8 +186,8 @@ impl Reader {
         }
     }
 
-    fn read(&mut self, line: &Line) -> Result<State, BadHead> {
-        let text = line.text().ok_or(BadHead::LineEnd)?;
+    fn read(&mut self, line: &Ended<'_>) -> Result<State, BadHead> {
+        let text = line.text.ok_or(BadHead::LineEnd)?;
         match self.state {
             State::RequestLine if text.is_empty() => Ok(State::RequestLine),
             State::RequestLine if self.heads == 0 && text == PREFACE => Ok(State::Http2),
@@ -175,7 +204,7 @@ impl Reader {
                     (false, Some(length)) => State::Body(length),
                 })
             }
-            State::Fields => self.field(text, line.is_short()),
+            State::Fields => self.field(text, line.is_short),
             State::ChunkSize => match chunk_size(text).ok_or(BadHead::Unframed)? {
                 0 => Ok(State::Trailers),
                 size => Ok(State::Chunk(size)),
