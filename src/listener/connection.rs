@@ -19,10 +19,12 @@ use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tower::{Service, ServiceBuilder};
 
 use crate::config::process::Timeouts;
 use crate::gateway::presence::{Caller, Socket};
-use crate::gateway::stack::catch_panic;
+use crate::gateway::record::Recorded;
+use crate::gateway::stack::CatchPanic;
 use crate::gateway::stream::{Plain, Stream};
 use crate::gateway::{Gateway, linger};
 use crate::listener::guarded::Guarded;
@@ -116,19 +118,20 @@ impl Connection {
         let io = Guarded::new(socket, timeouts.write, Some(heads.clone()));
         // Each request has the whole for the price of one count.
         let serving = Arc::new((gateway, caller.clone(), closing.clone()));
-        let service = service_fn(move |request: Request<Incoming>| {
+        let forward = move |request: Request<Incoming>| {
             let serving = serving.clone();
-            let answered = catch_panic(async move {
+            async move {
                 let (gateway, caller, closes) = &*serving;
                 let mut response = gateway.forward(request, caller).await;
                 if *closes.borrow() {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
                 }
-                response
-            });
-            async move { Ok::<_, Infallible>(answered.await) }
-        });
+                Ok::<_, Infallible>(response)
+            }
+        };
+        let stack = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
+        let service = service_fn(move |request| stack.clone().call(request));
         let ended = {
             let mut served = pin!(
                 http1::Builder::new()
@@ -190,14 +193,18 @@ impl Connection {
         let streams = Streams::new(timeouts.write);
         let io = Guarded::new(socket, timeouts.write, None);
         let serving = Arc::new((gateway, caller));
-        let service = service_fn(move |request: Request<Incoming>| {
+        let forward = move |request: Request<Incoming>| {
             let serving = serving.clone();
-            let answered = catch_panic(async move {
+            async move {
                 let (gateway, caller) = &*serving;
-                gateway.forward(request, caller).await
-            });
-            async move { Ok::<_, Infallible>(paced(answered.await)) }
-        });
+                Ok::<_, Infallible>(gateway.forward(request, caller).await)
+            }
+        };
+        let stack = ServiceBuilder::new()
+            .map_response(paced::<Recorded>)
+            .layer(CatchPanic)
+            .service_fn(forward);
+        let service = service_fn(move |request| stack.clone().call(request));
         // Both reset limits stay at their defaults.
         let mut served = pin!(
             http2::Builder::new(streams.clone())
