@@ -4,6 +4,7 @@
 
 use http::Method;
 
+use crate::gateway::target::cut;
 use crate::operation::Operation;
 
 /// A request as it was classified.
@@ -90,15 +91,13 @@ pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, U
     let rest = path.strip_prefix("/v2/").ok_or(Unclassified::NoRoute(
         "it does not begin with /v2/{endpoint}/",
     ))?;
-    let (endpoint, rest) = rest
-        .split_once('/')
-        .ok_or(Unclassified::NoRoute("it names no operation"))?;
+    let (endpoint, rest) = cut(rest, b'/').ok_or(Unclassified::NoRoute("it names no operation"))?;
     if !is_id(endpoint) {
         return Err(Unclassified::NoRoute(
             "an endpoint id holds only A-Z a-z 0-9 _ -",
         ));
     }
-    let (name, tail) = match rest.split_once('/') {
+    let (name, tail) = match cut(rest, b'/') {
         Some((name, tail)) => (name, Some(tail)),
         None => (rest, None),
     };

@@ -61,11 +61,17 @@ pub fn check(head: &request::Parts, hop: &Hop) -> Result<(), BadHead> {
     if head.headers.len() > MOST_FIELDS {
         return Err(BadHead::TooManyFields);
     }
-    let hosts = head.headers.get_all(HOST).iter();
-    let (mut count, mut named) = (0, true);
-    for host in hosts {
-        count += 1;
-        named &= host.to_str().is_ok_and(is_authority);
+    let (mut count, mut named, mut credentials, mut expected) = (0, true, 0, true);
+    // All at once: each look for a field by its name costs more than this.
+    for (name, value) in &head.headers {
+        if *name == HOST {
+            count += 1;
+            named &= value.to_str().is_ok_and(is_authority);
+        } else if *name == AUTHORIZATION {
+            credentials += 1;
+        } else if *name == EXPECT {
+            expected &= value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        }
     }
     // HTTP/1.0 knows no `Host`, HTTP/2 has another place for it.
     if count > 1 || count == 0 && head.version == Version::HTTP_11 {
@@ -75,11 +81,10 @@ pub fn check(head: &request::Parts, hop: &Hop) -> Result<(), BadHead> {
         return Err(BadHead::Host);
     }
     // Which of them the upstream would take for the caller's is not known.
-    if head.headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
+    if credentials > 1 {
         return Err(BadHead::TwoCredentials);
     }
-    let mut expected = head.headers.get_all(EXPECT).iter();
-    if !expected.all(|what| what.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if !expected {
         return Err(BadHead::Expectation);
     }
     if hop.came_round(&head.headers) {

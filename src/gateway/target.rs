@@ -49,6 +49,13 @@ pub fn of<'a>(method: &Method, uri: &'a Uri) -> Result<&'a PathAndQuery, Unclass
     Ok(target)
 }
 
+/// What is before the first `at`, which is ASCII, and what is behind it. Of texts this short each
+/// byte is looked at in less time than a search takes to begin.
+pub fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
+    let place = text.bytes().position(|byte| byte == at)?;
+    text.get(..place).zip(text.get(place + 1..))
+}
+
 /// A host with or without a port, and nothing else (RFC 3986, section 3.2, without what no host is
 /// called).
 pub fn is_authority(text: &str) -> bool {
@@ -66,7 +73,7 @@ pub fn is_authority(text: &str) -> bool {
                 Some(port) => ("v6", port),
             }
         }
-        None => text.split_once(':').unwrap_or((text, "")),
+        None => cut(text, b':').unwrap_or((text, "")),
     };
     let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     !host.is_empty()

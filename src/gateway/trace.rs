@@ -72,13 +72,16 @@ fn spread(seed: u64, number: u64) -> u64 {
 
 /// Whether what a client says of the state of its trace belongs to this one.
 pub fn keeps_its_state(headers: &HeaderMap, trace: &HeaderValue) -> bool {
-    headers.get(TRACEPARENT).map(id) == Some(id(trace))
+    headers.get(TRACEPARENT).map(id_bytes) == Some(id_bytes(trace))
 }
 
 /// The id by which the trace is found.
 pub fn id(trace: &HeaderValue) -> &str {
-    let id = trace.as_bytes().get(TRACE_ID).unwrap_or_default();
-    std::str::from_utf8(id).unwrap_or_default()
+    std::str::from_utf8(id_bytes(trace)).unwrap_or_default()
+}
+
+fn id_bytes(trace: &HeaderValue) -> &[u8] {
+    trace.as_bytes().get(TRACE_ID).unwrap_or_default()
 }
 
 /// Version, trace, span and flags, in lower-case hexadecimal digits; later versions may say more.
