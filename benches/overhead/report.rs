@@ -1,0 +1,130 @@
+//! Rounds to a table: medians, and ratios of podgate to nginx round by round.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::workload::Workload;
+
+/// What one round says of one proxy.
+#[derive(Clone, Copy)]
+pub struct Round {
+    /// CPU seconds of 100,000 requests, all connections busy.
+    pub cpu: f64,
+    /// Requests a second, all connections busy.
+    pub throughput: f64,
+    /// At the workload's rate, in microseconds.
+    pub p50: f64,
+    pub p99: f64,
+    /// The most memory it had, in MiB.
+    pub memory: f64,
+    /// Cores that processes with no part in this took meanwhile, and other machines on the hardware.
+    pub others: f64,
+    pub steal: f64,
+}
+
+/// The rounds of a workload.
+pub struct Cell {
+    pub workload: Workload,
+    pub workers: usize,
+    /// nginx's and podgate's, by round.
+    pub rounds: Vec<[Round; 2]>,
+}
+
+/// A name for machines, what people read, digits behind the point, and which.
+type Figure = (&'static str, &'static str, usize, fn(&Round) -> f64);
+
+const FIGURES: [Figure; 5] = [
+    ("cpu_seconds_per_100k", "CPU s per 100,000", 2, |round| {
+        round.cpu
+    }),
+    ("requests_per_second", "requests/s", 0, |round| {
+        round.throughput
+    }),
+    ("p50_us", "p50 us", 0, |round| round.p50),
+    ("p99_us", "p99 us", 0, |round| round.p99),
+    ("peak_memory_mib", "peak memory MiB", 1, |round| {
+        round.memory
+    }),
+];
+
+const NOISE: [Figure; 2] = [
+    ("others_cores", "others, cores", 2, |round| round.others),
+    ("steal_cores", "steal, cores", 2, |round| round.steal),
+];
+
+/// The median, the least and the most.
+fn spread(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+    [(low + high) / 2.0, values[0], values[values.len() - 1]]
+}
+
+impl Cell {
+    fn values(&self, proxy: usize, of: fn(&Round) -> f64) -> Vec<f64> {
+        self.rounds.iter().map(|pair| of(&pair[proxy])).collect()
+    }
+
+    fn ratios(&self, of: fn(&Round) -> f64) -> Vec<f64> {
+        let ratio = |[nginx, podgate]: &[Round; 2]| of(podgate) / of(nginx);
+        self.rounds.iter().map(ratio).collect()
+    }
+
+    pub fn json(&self) -> Value {
+        let mut figures = json!({});
+        for (name, _, _, of) in FIGURES {
+            let [median, least, most] = spread(self.ratios(of));
+            figures[name] = json!({
+                "nginx": self.values(0, of),
+                "podgate": self.values(1, of),
+                "ratio": { "median": median, "min": least, "max": most },
+            });
+        }
+        for (name, _, _, of) in NOISE {
+            figures[name] = json!({ "nginx": self.values(0, of), "podgate": self.values(1, of) });
+        }
+        json!({
+            "workload": self.workload.name(),
+            "workers": self.workers,
+            "rate": self.workload.rate(),
+            "figures": figures,
+        })
+    }
+
+    fn rows(&self, table: &mut String) {
+        let (title, workers) = (self.workload.title(), self.workers);
+        for (name, text, digits, of) in FIGURES {
+            let rate = match name {
+                "p50_us" | "p99_us" => format!(" at {}/s", self.workload.rate()),
+                _ => String::new(),
+            };
+            let [nginx, podgate] = [0, 1].map(|proxy| spread(self.values(proxy, of))[0]);
+            let [median, least, most] = spread(self.ratios(of));
+            let _ = writeln!(
+                table,
+                "| {title} | {workers} | {text}{rate} | {nginx:.digits$} | {podgate:.digits$} \
+                 | {median:.2} ({least:.2}–{most:.2}) |"
+            );
+        }
+        for (_, text, digits, of) in NOISE {
+            let [nginx, podgate] = [0, 1].map(|proxy| {
+                let [median, _, most] = spread(self.values(proxy, of));
+                format!("{median:.digits$} (≤ {most:.digits$})")
+            });
+            let _ = writeln!(
+                table,
+                "| {title} | {workers} | {text} | {nginx} | {podgate} | |"
+            );
+        }
+    }
+}
+
+pub fn table(cells: &[Cell]) -> String {
+    let mut table = "| workload | workers | figure | nginx | podgate | podgate/nginx |\n\
+                     |---|---|---|---|---|---|\n"
+        .to_owned();
+    for cell in cells {
+        cell.rows(&mut table);
+    }
+    table
+}
