@@ -221,7 +221,7 @@ fn nginx_config(
     };
     // Where nginx would put what it buffers on disk: nothing, here.
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|of| format!("{of}_temp_path nginx-temporary/{of};\n    "))
+        .map(|of| format!("{of}_temp_path nginx-{of};\n    "))
         .concat();
     format!(
         r#"daemon off;

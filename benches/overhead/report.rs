@@ -91,40 +91,68 @@ impl Cell {
         })
     }
 
-    fn rows(&self, table: &mut String) {
-        let (title, workers) = (self.workload.title(), self.workers);
-        for (name, text, digits, of) in FIGURES {
-            let rate = match name {
-                "p50_us" | "p99_us" => format!(" at {}/s", self.workload.rate()),
-                _ => String::new(),
+    fn rows(&self) -> Vec<[String; 6]> {
+        let rows = FIGURES.map(|(name, text, digits, of)| {
+            let text = match name {
+                "p50_us" | "p99_us" => format!("{text} at {}/s", self.workload.rate()),
+                _ => text.to_owned(),
             };
             let [nginx, podgate] = [0, 1].map(|proxy| spread(self.values(proxy, of))[0]);
             let [median, least, most] = spread(self.ratios(of));
-            let _ = writeln!(
-                table,
-                "| {title} | {workers} | {text}{rate} | {nginx:.digits$} | {podgate:.digits$} \
-                 | {median:.2} ({least:.2}–{most:.2}) |"
-            );
-        }
-        for (_, text, digits, of) in NOISE {
+            [
+                String::new(),
+                String::new(),
+                text,
+                format!("{nginx:.digits$}"),
+                format!("{podgate:.digits$}"),
+                format!("{median:.2} ({least:.2}–{most:.2})"),
+            ]
+        });
+        let noise = NOISE.map(|(_, text, digits, of)| {
             let [nginx, podgate] = [0, 1].map(|proxy| {
                 let [median, _, most] = spread(self.values(proxy, of));
-                format!("{median:.digits$} (≤ {most:.digits$})")
+                format!("{median:.digits$}, at most {most:.digits$}")
             });
-            let _ = writeln!(
-                table,
-                "| {title} | {workers} | {text} | {nginx} | {podgate} | |"
-            );
-        }
+            let text = text.to_owned();
+            [
+                String::new(),
+                String::new(),
+                text,
+                nginx,
+                podgate,
+                String::new(),
+            ]
+        });
+        let mut rows: Vec<_> = rows.into_iter().chain(noise).collect();
+        rows[0][0] = self.workload.title().to_owned();
+        rows[0][1] = self.workers.to_string();
+        rows
     }
 }
 
+/// For people and for Markdown. A workload is named in its first row.
 pub fn table(cells: &[Cell]) -> String {
-    let mut table = "| workload | workers | figure | nginx | podgate | podgate/nginx |\n\
-                     |---|---|---|---|---|---|\n"
-        .to_owned();
-    for cell in cells {
-        cell.rows(&mut table);
+    let head = [
+        "workload",
+        "workers",
+        "figure",
+        "nginx",
+        "podgate",
+        "podgate/nginx",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(cells.iter().flat_map(Cell::rows));
+    let widths: [usize; 6] = std::array::from_fn(|column| {
+        let widths = rows.iter().map(|row| row[column].chars().count());
+        widths.max().unwrap_or(0)
+    });
+    rows.insert(1, widths.map(|width| "-".repeat(width)));
+    let mut table = String::new();
+    for row in rows {
+        for (text, width) in row.iter().zip(widths) {
+            let _ = write!(table, "| {text:width$} ");
+        }
+        table.push_str("|\n");
     }
     table
 }
