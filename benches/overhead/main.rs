@@ -4,8 +4,8 @@
 //! `cargo bench --bench overhead` prints a table, `-- --json` one JSON object. `--rounds N` and
 //! `--seconds N` say how long, `--only poll,tls-in` and `--workers 1` what of it, and `--podgate FILE`
 //! measures another binary: `cargo bench` builds with what tests need, `cargo build --release` without.
-//! It needs Linux, two cores, and nginx on the PATH (Debian: `apt-get install nginx`; `taskset` comes
-//! with every Debian).
+//! `--wait N` has each measurement wait up to N seconds for a quiet machine. It needs Linux, two cores,
+//! and nginx on the PATH (Debian: `apt-get install nginx`; `taskset` is in util-linux).
 //!
 //! In each round both proxies start anew and take turns to be first: a warm-up, all connections busy
 //! for `--seconds`, then as long at a fixed rate. With one worker the proxy is held to core 1, and who
@@ -13,7 +13,8 @@
 //! and its children, the kernel's for them included. Latency is counted from when a request was due,
 //! whether or not it could be sent then. Ratios are of figures of the same round; seconds differ from
 //! machine to machine and from hour to hour, so quote no figure without its pair. A round that other
-//! processes disturbed shows in `others` and `steal`.
+//! processes disturbed shows in `others` and `steal`; throughput that the proxy did not bound shows in
+//! `proxy`, which is then below the cores it could have.
 //!
 //! An answer that is not the upstream's ends it all, as does a request that a proxy has not counted,
 //! or not written to its access log.
@@ -24,23 +25,23 @@ mod generator;
 mod peer;
 mod proxy;
 mod report;
+mod role;
 mod upstream;
 mod usage;
 mod wire;
 mod workload;
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use serde_json::json;
 
-use generator::{Order, Outcome};
+use generator::Order;
 use proxy::{Proxy, Setup};
 use report::{Cell, Round};
+use role::Role;
 use workload::Workload;
 
 /// The core of who asks and who answers, and the proxy's.
@@ -64,6 +65,9 @@ struct Cli {
     /// How many workers the proxies have.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     workers: Vec<usize>,
+    /// Seconds that each measurement waits, at most, for others to leave the machine alone.
+    #[arg(long, default_value_t = 0)]
+    wait: u64,
     /// The podgate that is measured.
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_podgate"))]
     podgate: PathBuf,
@@ -73,51 +77,6 @@ struct Cli {
     /// Cargo says so.
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-/// One of this program's other roles, a process of its own.
-struct Role {
-    child: Child,
-    orders: ChildStdin,
-    said: BufReader<ChildStdout>,
-}
-
-impl Role {
-    fn start(core: Option<usize>, arguments: &[&str]) -> Self {
-        let program = std::env::current_exe().unwrap();
-        let mut child = proxy::command(core, &program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Self {
-            orders: child.stdin.take().unwrap(),
-            said: BufReader::new(child.stdout.take().unwrap()),
-            child,
-        }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.said.read_line(&mut line).unwrap();
-        assert!(line.ends_with('\n'), "it has ended, and said above why");
-        line.trim_end().to_owned()
-    }
-
-    fn order(&mut self, order: &Order) -> Outcome {
-        let line = serde_json::to_string(order).unwrap();
-        writeln!(self.orders, "{line}").unwrap();
-        serde_json::from_str(&self.line()).unwrap()
-    }
-}
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn main() -> ExitCode {
@@ -156,6 +115,10 @@ fn measure(cli: &Cli) -> ExitCode {
         eprintln!("benches/overhead needs nginx: apt-get install nginx");
         return ExitCode::FAILURE;
     };
+    if version(Path::new("taskset"), "--version").is_none() {
+        eprintln!("benches/overhead needs taskset: apt-get install util-linux");
+        return ExitCode::FAILURE;
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if cores <= PROXY_CORE {
         eprintln!("benches/overhead needs a core for the proxy and one for the others");
@@ -201,8 +164,7 @@ fn cell(cli: &Cli, folder: &Path, workload: Workload, workers: usize) -> Cell {
     // More workers than one leave no core to the others.
     let held = |core| (workers == 1).then_some(core);
     let tls = if workload.tls_out() { "tls" } else { "clear" };
-    let files = folder.to_str().expect("a path is text");
-    let mut upstream = Role::start(held(OTHERS_CORE), &["upstream", files, tls]);
+    let mut upstream = Role::start(held(OTHERS_CORE), &["upstream", text(folder), tls]);
     let setup = Setup {
         folder,
         podgate: &cli.podgate,
@@ -221,6 +183,7 @@ fn cell(cli: &Cli, folder: &Path, workload: Workload, workers: usize) -> Cell {
                 "{title}, workers: {workers}, round {round}/{all}, {}: ",
                 proxy.name()
             );
+            wait_for_quiet(cli.wait);
             let figures = round_of(proxy, &setup, &upstream, time);
             eprintln!(
                 "{:.2} CPU s/100k, {:.0}/s, p99 {:.0} us, others {:.2} cores",
@@ -245,9 +208,28 @@ fn cell(cli: &Cli, folder: &Path, workload: Workload, workers: usize) -> Cell {
     }
 }
 
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path is text")
+}
+
+/// Returns once others take less than a tenth of a core, after so many seconds at the latest.
+fn wait_for_quiet(seconds: u64) {
+    for _ in 0..seconds {
+        let before = usage::machine();
+        std::thread::sleep(Duration::from_secs(1));
+        if (usage::machine() - before).busy < Duration::from_millis(100) {
+            return;
+        }
+    }
+}
+
 fn round_of(proxy: Proxy, setup: &Setup<'_>, upstream: &Role, time: Duration) -> Round {
     let running = proxy.start(setup);
-    let mut generator = start_generator(setup, running.address);
+    let (workload, address) = (setup.workload.name(), running.address.to_string());
+    let mut generator = Role::start(
+        setup.core.map(|_| OTHERS_CORE),
+        &["generator", text(setup.folder), &workload, &address],
+    );
     assert_eq!(generator.line(), "ready");
     let warm = generator.order(&Order::Saturate(WARM_UP));
 
@@ -264,13 +246,7 @@ fn round_of(proxy: Proxy, setup: &Setup<'_>, upstream: &Role, time: Duration) ->
     let cpu = usage::cpu(&processes) - before;
     let paced = generator.order(&Order::Pace(setup.workload.rate(), time));
     let ours = usage::cpu(&part) - ours;
-    let machine = {
-        let after = usage::machine();
-        usage::Machine {
-            busy: after.busy - machine.busy,
-            steal: after.steal - machine.steal,
-        }
-    };
+    let machine = usage::machine() - machine;
     let memory = usage::peak_memory(&processes);
     drop(generator);
     running.end(warm.requests + busy.requests + paced.requests);
@@ -286,14 +262,4 @@ fn round_of(proxy: Proxy, setup: &Setup<'_>, upstream: &Role, time: Duration) ->
         others: machine.busy.saturating_sub(ours).as_secs_f64() / elapsed,
         steal: machine.steal.as_secs_f64() / elapsed,
     }
-}
-
-fn start_generator(setup: &Setup<'_>, address: SocketAddr) -> Role {
-    let (folder, workload) = (setup.folder.to_str(), setup.workload.name());
-    let core = setup.core.map(|_| OTHERS_CORE);
-    let folder = folder.expect("a path is text");
-    Role::start(
-        core,
-        &["generator", folder, &workload, &address.to_string()],
-    )
 }

@@ -299,13 +299,11 @@ impl Running {
 
 /// All but the one for the page itself.
 fn nginx_requests(page: &str) -> u64 {
-    let numbers = page
+    let mut numbers = page
         .lines()
         .skip_while(|line| !line.starts_with("server accepts"));
-    let requests = numbers
-        .skip(1)
-        .next()
-        .and_then(|line| line.split_whitespace().nth(2));
+    let line = numbers.nth(1);
+    let requests = line.and_then(|line| line.split_whitespace().nth(2));
     let requests: u64 = requests.expect("nginx counts").parse().expect("a number");
     requests - 1
 }

@@ -48,7 +48,11 @@ const FIGURES: [Figure; 5] = [
     }),
 ];
 
-const NOISE: [Figure; 2] = [
+/// What the others are to be read with.
+const BESIDE: [Figure; 3] = [
+    ("proxy_cores", "proxy, cores", 2, |round| {
+        round.cpu * round.throughput / 1e5
+    }),
     ("others_cores", "others, cores", 2, |round| round.others),
     ("steal_cores", "steal, cores", 2, |round| round.steal),
 ];
@@ -80,7 +84,7 @@ impl Cell {
                 "ratio": { "median": median, "min": least, "max": most },
             });
         }
-        for (name, _, _, of) in NOISE {
+        for (name, _, _, of) in BESIDE {
             figures[name] = json!({ "nginx": self.values(0, of), "podgate": self.values(1, of) });
         }
         json!({
@@ -108,7 +112,7 @@ impl Cell {
                 format!("{median:.2} ({least:.2}–{most:.2})"),
             ]
         });
-        let noise = NOISE.map(|(_, text, digits, of)| {
+        let beside = BESIDE.map(|(_, text, digits, of)| {
             let [nginx, podgate] = [0, 1].map(|proxy| {
                 let [median, _, most] = spread(self.values(proxy, of));
                 format!("{median:.digits$}, at most {most:.digits$}")
@@ -123,7 +127,7 @@ impl Cell {
                 String::new(),
             ]
         });
-        let mut rows: Vec<_> = rows.into_iter().chain(noise).collect();
+        let mut rows: Vec<_> = rows.into_iter().chain(beside).collect();
         rows[0][0] = self.workload.title().to_owned();
         rows[0][1] = self.workers.to_string();
         rows

@@ -1,5 +1,6 @@
 //! What processes and the machine have used so far, as Linux tells in `/proc`.
 
+use std::ops::Sub;
 use std::time::Duration;
 
 fn ticks(count: u64) -> Duration {
@@ -52,6 +53,18 @@ pub struct Machine {
     pub busy: Duration,
     /// Taken by other machines on the same hardware.
     pub steal: Duration,
+}
+
+impl Sub for Machine {
+    type Output = Self;
+
+    /// What was added since. Nothing, where Linux corrects itself downwards.
+    fn sub(self, before: Self) -> Self {
+        Self {
+            busy: self.busy.saturating_sub(before.busy),
+            steal: self.steal.saturating_sub(before.steal),
+        }
+    }
 }
 
 pub fn machine() -> Machine {
