@@ -50,7 +50,7 @@ struct Bench {
 }
 
 /// Starts podgate, or what runs it.
-fn serve(words: &[&str], config: &Path) -> Process {
+fn start(words: &[&str], config: &Path) -> Process {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).arg("serve").arg("--config");
     Process::start(command.arg(config).stdout(Stdio::null()))
@@ -64,8 +64,8 @@ fn difference<const N: usize>(count: impl Fn(usize) -> [f64; N]) -> [f64; N] {
     std::array::from_fn(|index| (many[index] - few[index]) / requests)
 }
 
-/// Sees `rounds` through, and ends it.
-fn carry(process: Process, kind: Kind, rounds: usize) {
+/// Has it carry so many requests on each connection, and ends it.
+fn run(process: Process, kind: Kind, rounds: usize) {
     let mut callers = Callers::connect(process.address, CONNECTIONS, kind);
     callers.rounds(rounds);
     drop(callers);
@@ -85,7 +85,7 @@ impl Bench {
         let [instructions] = difference(|rounds| {
             // What an earlier run has left would be read for this one's.
             let _ = std::fs::remove_file(&out);
-            carry(serve(&words, config), kind, rounds);
+            run(start(&words, config), kind, rounds);
             let text = std::fs::read_to_string(&out).unwrap();
             let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
             [totals.expect("callgrind sums up").trim().parse().unwrap()]
@@ -93,14 +93,14 @@ impl Bench {
         instructions
     }
 
-    /// Allocations of a request, and their bytes.
+    /// Allocations of a request, those that make larger included, and their bytes.
     fn allocations(&self, config: &Path, kind: Kind) -> [f64; 2] {
         let own = std::env::current_exe().unwrap();
         let out = self.folder.join("allocations.json");
         let words = [own.to_str().unwrap(), GATEWAY, out.to_str().unwrap()];
         difference(|rounds| {
             let _ = std::fs::remove_file(&out);
-            carry(serve(&words, config), kind, rounds);
+            run(start(&words, config), kind, rounds);
             serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap()
         })
     }
@@ -108,7 +108,7 @@ impl Bench {
     /// System calls of a request, counted while nothing else happens.
     fn system_calls(&self, config: &Path, kind: Kind) -> f64 {
         let out = self.folder.join("strace.out");
-        let process = serve(&[self.podgate()], config);
+        let process = start(&[self.podgate()], config);
         let mut callers = Callers::connect(process.address, CONNECTIONS, kind);
         callers.rounds(FEW);
         let mut strace = Command::new("strace")
@@ -141,7 +141,7 @@ impl Bench {
 
     /// Kibibytes of a connection that has carried a request and is kept.
     fn idle_connection(&self, config: &Path) -> f64 {
-        let process = serve(&[self.podgate()], config);
+        let process = start(&[self.podgate()], config);
         // What the process needs anyway is there before the first reading.
         let mut warm = Callers::connect(process.address, CONNECTIONS, Kind::Poll);
         warm.rounds(FEW);

@@ -21,8 +21,10 @@
 
 mod certificate;
 mod generator;
+mod nginx;
 #[path = "../peer/mod.rs"]
 mod peer;
+mod podgate;
 mod proxy;
 mod report;
 mod role;
