@@ -17,10 +17,12 @@ pub struct Nginx(Child);
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        let id = rustix::process::Pid::from_child(&self.0);
-        // It may have ended by itself.
-        let _ = rustix::process::kill_process(id, rustix::process::Signal::QUIT);
-        let _ = self.0.wait();
+        // One that has ended and was waited for has no id any more; another process may have it.
+        if let Ok(None) = self.0.try_wait() {
+            let id = rustix::process::Pid::from_child(&self.0);
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::QUIT);
+            let _ = self.0.wait();
+        }
     }
 }
 
