@@ -2,19 +2,32 @@
 //! where seconds do not.
 //!
 //! `cargo bench --bench count` prints user instructions (by valgrind) and system calls (by strace) of
-//! a small request, with the limiter on and off, and the memory of an idle connection. `-- --ratchet`
-//! compares the first two with `benches/count.json` and fails where one is over 3% worse.
+//! a small request, with the limiter on and off, its allocations, and the memory of an idle connection.
+//! `-- --ratchet` compares the first two with `benches/count.json` and fails where one is over 3% worse.
 //! `-- --json` prints the figures as one JSON object.
+//!
+//! It needs Linux, valgrind and strace (Debian: `apt-get install valgrind strace`). All is counted of
+//! the release binary, but for allocations: those are counted by an allocator that this program has,
+//! and it serves as the gateway itself.
 
 mod peer;
 
+use std::alloc::System;
 use std::fmt::Write;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use peer::{Callers, Kind, Process, config, folder, upstream};
+use podgate::levels::Levels;
+use podgate::reload::Source;
+use podgate::serve::{self, Beside};
 use serde_json::{Value, json};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Connections busy at once.
 const CONNECTIONS: usize = 64;
@@ -25,62 +38,162 @@ const MANY: usize = 100;
 const IDLE: usize = 2_000;
 /// What a figure may be worse than the ratchet, in percent.
 const SLACK: f64 = 3.0;
+/// The first argument of this program as a gateway.
+const GATEWAY: &str = "gateway";
 const RATCHET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/count.json");
 
-/// User instructions of a request: the difference of a long run and a short one under valgrind.
-fn instructions(folder: &Path, config: &Path, kind: Kind) -> f64 {
-    let out = folder.join("callgrind.out");
-    let tool = [
-        "valgrind".to_owned(),
-        "--tool=callgrind".to_owned(),
-        format!("--callgrind-out-file={}", out.display()),
-    ];
-    let run = |rounds| {
-        let process = Process::podgate(&tool, config, Stdio::null());
+/// What is counted, and of what.
+struct Bench {
+    folder: PathBuf,
+    /// A copy: what another build writes meanwhile is not counted with it.
+    podgate: PathBuf,
+}
+
+/// Starts podgate, or what runs it.
+fn start(words: &[&str], config: &Path) -> Process {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg("serve").arg("--config");
+    Process::start(command.arg(config).stdout(Stdio::null()))
+}
+
+/// What a request adds: the difference of a long run and a short one. `count` is told how many
+/// requests each connection carries.
+fn difference<const N: usize>(count: impl Fn(usize) -> [f64; N]) -> [f64; N] {
+    let (many, few) = (count(MANY), count(FEW));
+    let requests = ((MANY - FEW) * CONNECTIONS) as f64;
+    std::array::from_fn(|index| (many[index] - few[index]) / requests)
+}
+
+/// Has it carry so many requests on each connection, and ends it.
+fn run(process: Process, kind: Kind, rounds: usize) {
+    let mut callers = Callers::connect(process.address, CONNECTIONS, kind);
+    callers.rounds(rounds);
+    drop(callers);
+    process.end();
+}
+
+impl Bench {
+    fn podgate(&self) -> &str {
+        self.podgate.to_str().expect("a path is text")
+    }
+
+    /// User instructions of a request, by valgrind.
+    fn instructions(&self, config: &Path, kind: Kind) -> f64 {
+        let out = self.folder.join("callgrind.out");
+        let to = format!("--callgrind-out-file={}", out.display());
+        let words = ["valgrind", "--tool=callgrind", &to, self.podgate()];
+        let [instructions] = difference(|rounds| {
+            // What an earlier run has left would be read for this one's.
+            let _ = std::fs::remove_file(&out);
+            run(start(&words, config), kind, rounds);
+            let text = std::fs::read_to_string(&out).unwrap();
+            let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
+            [totals.expect("callgrind sums up").trim().parse().unwrap()]
+        });
+        instructions
+    }
+
+    /// Allocations of a request, those that make larger included, and their bytes.
+    fn allocations(&self, config: &Path, kind: Kind) -> [f64; 2] {
+        let own = std::env::current_exe().unwrap();
+        let out = self.folder.join("allocations.json");
+        let words = [own.to_str().unwrap(), GATEWAY, out.to_str().unwrap()];
+        difference(|rounds| {
+            let _ = std::fs::remove_file(&out);
+            run(start(&words, config), kind, rounds);
+            serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap()
+        })
+    }
+
+    /// System calls of a request, counted while nothing else happens.
+    fn system_calls(&self, config: &Path, kind: Kind) -> f64 {
+        let out = self.folder.join("strace.out");
+        let process = start(&[self.podgate()], config);
         let mut callers = Callers::connect(process.address, CONNECTIONS, kind);
-        callers.rounds(rounds);
+        callers.rounds(FEW);
+        let mut strace = Command::new("strace")
+            .args(["-f", "-c", "-o"])
+            .arg(&out)
+            .arg("-p")
+            .arg(process.child.id().to_string())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(strace.stderr.take().unwrap()).lines();
+        let mut said = said.map(Result::unwrap);
+        assert!(
+            said.any(|line| line.contains("attached")),
+            "strace attaches"
+        );
+        callers.rounds(MANY);
+        let id = rustix::process::Pid::from_child(&strace);
+        rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+        said.for_each(drop);
+        strace.wait().unwrap();
         drop(callers);
         process.end();
         let text = std::fs::read_to_string(&out).unwrap();
-        let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
-        let totals: f64 = totals.expect("callgrind sums up").trim().parse().unwrap();
-        totals
-    };
-    (run(MANY) - run(FEW)) / ((MANY - FEW) * CONNECTIONS) as f64
+        let total = text.lines().rev().find(|line| line.ends_with("total"));
+        let words: Vec<_> = total.expect("strace sums up").split_whitespace().collect();
+        let calls: f64 = words[3].parse().unwrap();
+        calls / (MANY * CONNECTIONS) as f64
+    }
+
+    /// Kibibytes of a connection that has carried a request and is kept.
+    fn idle_connection(&self, config: &Path) -> f64 {
+        let process = start(&[self.podgate()], config);
+        // What the process needs anyway is there before the first reading.
+        let mut warm = Callers::connect(process.address, CONNECTIONS, Kind::Poll);
+        warm.rounds(FEW);
+        let before = resident(process.child.id());
+        let idle: Vec<_> = (0..IDLE / CONNECTIONS)
+            .map(|_| {
+                let mut callers = Callers::connect(process.address, CONNECTIONS, Kind::Poll);
+                callers.rounds(1);
+                callers
+            })
+            .collect();
+        let after = resident(process.child.id());
+        let connections = idle.len() * CONNECTIONS;
+        drop((warm, idle));
+        process.end();
+        (after - before) / connections as f64
+    }
 }
 
-/// System calls of a request, counted while nothing else happens.
-fn system_calls(folder: &Path, config: &Path, kind: Kind) -> f64 {
-    let out = folder.join("strace.out");
-    let process = Process::podgate(&[], config, Stdio::null());
-    let mut callers = Callers::connect(process.address, CONNECTIONS, kind);
-    callers.rounds(FEW);
-    let mut strace = Command::new("strace")
-        .args(["-f", "-c", "-o"])
-        .arg(&out)
-        .arg("-p")
-        .arg(process.child.id().to_string())
-        .stderr(Stdio::piped())
-        .spawn()
+/// Serves as podgate does, and writes at the end how often it allocated, and how many bytes.
+fn gateway(config: &str, out: &str) {
+    let source = Source {
+        file: Some(config.into()),
+        ..Source::default()
+    };
+    let config = source.load().unwrap_or_else(|faults| panic!("{faults}"));
+    let levels = Levels::start(&config.log);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
         .unwrap();
-    let said = BufReader::new(strace.stderr.take().unwrap()).lines();
-    let mut said = said.map(Result::unwrap);
-    assert!(
-        said.any(|line| line.contains("attached")),
-        "strace attaches"
-    );
-    callers.rounds(MANY);
-    let id = rustix::process::Pid::from_child(&strace);
-    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
-    said.for_each(drop);
-    strace.wait().unwrap();
-    drop(callers);
-    process.end();
-    let text = std::fs::read_to_string(&out).unwrap();
-    let total = text.lines().rev().find(|line| line.ends_with("total"));
-    let words: Vec<_> = total.expect("strace sums up").split_whitespace().collect();
-    let calls: f64 = words[3].parse().unwrap();
-    calls / (MANY * CONNECTIONS) as f64
+    let mut terminate = {
+        let _inside = runtime.enter();
+        signal(SignalKind::terminate()).unwrap()
+    };
+    let beside = Beside {
+        access_log: Some(Box::new(std::io::stdout())),
+        source,
+        levels,
+        ..Beside::default()
+    };
+    let running = serve::start_with(config, beside).unwrap();
+    let (places, admin) = (running.places(), running.admin);
+    eprintln!("ready on {places}, admin on http://{admin}, to count");
+    runtime.block_on(terminate.recv());
+    running.drain();
+    let stats = ALLOCATOR.stats();
+    let counts = [
+        stats.allocations + stats.reallocations,
+        stats.bytes_allocated,
+    ];
+    std::fs::write(out, json!(counts).to_string()).unwrap();
 }
 
 /// Resident kilobytes of a process.
@@ -91,29 +204,18 @@ fn resident(id: u32) -> f64 {
     words.unwrap().parse().unwrap()
 }
 
-/// Kibibytes of a connection that has carried a request and is kept.
-fn idle_connection(config: &Path) -> f64 {
-    let process = Process::podgate(&[], config, Stdio::null());
-    // What the process needs anyway is there before the first reading.
-    let mut warm = Callers::connect(process.address, CONNECTIONS, Kind::Poll);
-    warm.rounds(FEW);
-    let before = resident(process.child.id());
-    let idle: Vec<_> = (0..IDLE / CONNECTIONS)
-        .map(|_| {
-            let mut callers = Callers::connect(process.address, CONNECTIONS, Kind::Poll);
-            callers.rounds(1);
-            callers
-        })
-        .collect();
-    let after = resident(process.child.id());
-    let connections = idle.len() * CONNECTIONS;
-    drop((warm, idle));
-    process.end();
-    (after - before) / connections as f64
-}
-
 fn main() -> ExitCode {
     let flags: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, out, _serve, _flag, config] = &flags[..]
+        && first == GATEWAY
+    {
+        gateway(config, out);
+        return ExitCode::SUCCESS;
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("benches/count counts what a release build does");
+        return ExitCode::FAILURE;
+    }
     let has = |flag: &str| flags.iter().any(|given| given == flag);
     let missing = ["valgrind", "strace"].map(|tool| {
         let found = Command::new(tool)
@@ -129,20 +231,26 @@ fn main() -> ExitCode {
         }
     }
     let folder = folder("count");
+    let podgate = folder.join("podgate");
+    let _ = std::fs::remove_file(&podgate); // one that still runs cannot be written over
+    std::fs::copy(env!("CARGO_BIN_EXE_podgate"), &podgate).unwrap();
     let upstream = upstream();
     let on = config(&folder, upstream, "enforce", 1);
     let off = config(&folder, upstream, "disabled", 1);
+    let bench = Bench { folder, podgate };
 
     let mut figures = json!({
-        "instructions": instructions(&folder, &on, Kind::Poll).round(),
-        "system_calls": (system_calls(&folder, &on, Kind::Poll) * 100.0).round() / 100.0,
+        "instructions": bench.instructions(&on, Kind::Poll).round(),
+        "system_calls": (bench.system_calls(&on, Kind::Poll) * 100.0).round() / 100.0,
     });
     if !has("--ratchet") {
-        figures["instructions_limiter_off"] =
-            json!(instructions(&folder, &off, Kind::Poll).round());
-        figures["instructions_submit_1k"] =
-            json!(instructions(&folder, &on, Kind::Submit(1_000)).round());
-        figures["idle_connection_kib"] = json!((idle_connection(&on) * 10.0).round() / 10.0);
+        let [allocations, bytes] = bench.allocations(&on, Kind::Poll);
+        figures["allocations"] = json!((allocations * 100.0).round() / 100.0);
+        figures["allocated_bytes"] = json!(bytes.round());
+        figures["instructions_limiter_off"] = json!(bench.instructions(&off, Kind::Poll).round());
+        let submit = bench.instructions(&on, Kind::Submit(1_000));
+        figures["instructions_submit_1k"] = json!(submit.round());
+        figures["idle_connection_kib"] = json!((bench.idle_connection(&on) * 10.0).round() / 10.0);
     }
     if has("--json") {
         println!("{figures}");

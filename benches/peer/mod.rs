@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// What every request is answered with: the size of a status poll's answer.
-const BODY: &str = r#"{"id":"0b1c-u1","status":"IN_PROGRESS","delayTime":12,"workerId":"w"}"#;
+pub const BODY: &str = r#"{"id":"0b1c-u1","status":"IN_PROGRESS","delayTime":12,"workerId":"w"}"#;
 
 /// The end of a head in `bytes`, and the length of the body it announces.
 fn head(bytes: &[u8]) -> Option<(usize, usize)> {
@@ -40,14 +40,19 @@ fn read_message(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
     }
 }
 
+/// What every request is answered with, the head too.
+pub fn answer() -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}",
+        BODY.len()
+    )
+}
+
 /// Answers whatever comes, one thread a connection.
 pub fn upstream() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let answer = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}",
-        BODY.len()
-    );
+    let answer = answer();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let (mut stream, answer) = (stream.unwrap(), answer.clone());
@@ -70,8 +75,10 @@ pub fn upstream() -> SocketAddr {
 pub enum Kind {
     /// A status poll.
     Poll,
-    /// A submission with so many bytes.
+    /// A submission with so many bytes of text.
     Submit(usize),
+    /// The same, and its answer is waited for.
+    Runsync(usize),
 }
 
 impl Kind {
@@ -80,19 +87,20 @@ impl Kind {
         let common = "host: 127.0.0.1:8080\r\nuser-agent: python-requests/2.34.0\r\n\
              accept-encoding: gzip, deflate, br, zstd\r\naccept: */*\r\nconnection: keep-alive\r\n\
              content-type: application/json\r\nauthorization: Bearer rpa_0123456789ABCDEF\r\n";
-        match self {
+        let (operation, bytes) = match self {
             Kind::Poll => {
-                format!("GET /v2/abcdef0123/status/0b1c2d3e-u1 HTTP/1.1\r\n{common}\r\n").into()
+                return format!("GET /v2/abcdef0123/status/0b1c2d3e-u1 HTTP/1.1\r\n{common}\r\n")
+                    .into();
             }
-            Kind::Submit(bytes) => {
-                let body = format!(r#"{{"input":{{"text":"{}"}}}}"#, "x".repeat(bytes));
-                let length = body.len();
-                format!(
-                    "POST /v2/abcdef0123/run HTTP/1.1\r\n{common}content-length: {length}\r\n\r\n{body}"
-                )
-                .into()
-            }
-        }
+            Kind::Submit(bytes) => ("run", bytes),
+            Kind::Runsync(bytes) => ("runsync", bytes),
+        };
+        let body = format!(r#"{{"input":{{"text":"{}"}}}}"#, "x".repeat(bytes));
+        let length = body.len();
+        format!(
+            "POST /v2/abcdef0123/{operation} HTTP/1.1\r\n{common}content-length: {length}\r\n\r\n{body}"
+        )
+        .into()
     }
 }
 
@@ -131,42 +139,56 @@ impl Callers {
 /// A gateway's process, ended with this.
 pub struct Process {
     pub child: Child,
+    /// Where clients come in, and where metrics are.
     pub address: SocketAddr,
+    pub admin: SocketAddr,
 }
 
 impl Process {
-    /// `before`: what runs podgate, with its own arguments.
-    pub fn podgate(before: &[String], config: &Path, log: Stdio) -> Self {
-        let podgate = env!("CARGO_BIN_EXE_podgate").to_owned();
-        let line: Vec<_> = before.iter().cloned().chain([podgate]).collect();
-        let mut child = Command::new(&line[0])
-            .args(&line[1..])
-            .arg("serve")
-            .arg("--config")
-            .arg(config)
-            .stdout(log)
+    /// `command`: podgate, or what runs it.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", line[0]));
+            .unwrap_or_else(|error| panic!("{}: {error}", command.get_program().display()));
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut lines = lines.map(Result::unwrap);
+        let mut said = String::new();
         let ready = lines.find_map(|line| {
-            let rest = line.split_once("ready on http://")?.1;
-            Some(rest.split(',').next()?.parse().unwrap())
+            let ready = addresses(&line);
+            said += &format!("{line}\n");
+            ready
         });
+        let (address, admin) = ready.unwrap_or_else(|| panic!("podgate does not start:\n{said}"));
         std::thread::spawn(move || lines.for_each(drop));
         Self {
             child,
-            address: ready.expect("podgate gets ready"),
+            address,
+            admin,
         }
     }
 
     /// Asks it to end, and waits.
-    pub fn end(mut self) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().unwrap();
+    pub fn end(self) {
+        drop(self);
     }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// Those in the line that podgate says when it is ready.
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (_, places) = line.split_once("ready on ")?;
+    let mut places = places.split(", ").map(|place| place.split_once("://"));
+    let mut next = || places.next()??.1.parse().ok();
+    Some((next()?, next()?))
 }
 
 /// A folder for this benchmark's files.
