@@ -5,25 +5,22 @@
 //! within the process's budget of bytes. Beyond that the upstream waits for the client, and the
 //! client has to take a least amount a time, or it is cut: a slow reader must not hold a permit.
 
-use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::gateway::body::Cut;
 use crate::gateway::payload::{Budget, Held};
+use crate::gateway::pieces::Pieces;
 
 /// What may wait without a share of the budget: no more than a connection's own buffers hold.
 pub const FREE: u64 = 16 * 1024;
-/// What waits is copied together into pieces of this size: else a line of text could keep the whole
-/// buffer it was read into.
-const PAGE: usize = 16 * 1024;
 
 /// How far an answer is read ahead, and how long anybody may take.
 #[derive(Clone, Debug)]
@@ -63,7 +60,8 @@ struct Shared(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    waiting: Waiting,
+    /// Bytes that wait for the client.
+    waiting: Pieces,
     held: Option<Held>,
     /// Bytes the client has taken.
     taken: u64,
@@ -77,47 +75,9 @@ struct State {
     gone: bool,
 }
 
-/// Bytes that wait for the client.
-#[derive(Default)]
-struct Waiting {
-    /// Passed on as it came.
-    first: Option<Bytes>,
-    pages: VecDeque<BytesMut>,
-    bytes: u64,
-}
-
-impl Waiting {
-    fn push(&mut self, mut chunk: Bytes) {
-        if chunk.is_empty() {
-            return;
-        }
-        self.bytes += chunk.len() as u64;
-        if self.first.is_none() && self.pages.is_empty() {
-            self.first = Some(chunk);
-            return;
-        }
-        while !chunk.is_empty() {
-            match self.pages.back_mut().filter(|page| page.len() < PAGE) {
-                Some(page) => {
-                    let room = PAGE - page.len();
-                    page.extend_from_slice(&chunk.split_to(room.min(chunk.len())));
-                }
-                None => self.pages.push_back(BytesMut::with_capacity(PAGE)),
-            }
-        }
-    }
-
-    fn pop(&mut self) -> Option<Bytes> {
-        let page = || self.pages.pop_front().map(BytesMut::freeze);
-        let next = self.first.take().or_else(page)?;
-        self.bytes -= next.len() as u64;
-        Some(next)
-    }
-}
-
 impl State {
     fn has_room(&mut self, ahead: &Ahead) -> bool {
-        let waits = self.waiting.bytes;
+        let waits = self.waiting.len();
         if waits == 0 {
             return true;
         }
@@ -317,7 +277,7 @@ impl Body for Passing {
         let mut state = self.shared.0.lock();
         if let Some(chunk) = state.waiting.pop() {
             state.taken += chunk.len() as u64;
-            if state.waiting.bytes == 0 {
+            if state.waiting.is_empty() {
                 state.held = None;
                 state.caught_up = true;
             }
@@ -345,7 +305,7 @@ impl Body for Passing {
 
     fn is_end_stream(&self) -> bool {
         let state = self.shared.0.lock();
-        state.waiting.bytes == 0 && matches!(state.end, Some(Ok(())))
+        state.waiting.is_empty() && matches!(state.end, Some(Ok(())))
     }
 
     fn size_hint(&self) -> SizeHint {

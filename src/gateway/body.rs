@@ -8,6 +8,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::gateway::ahead::Passing;
 use crate::gateway::payload::{BrokenOff, Upload};
+use crate::gateway::pieces::Pieces;
 
 /// A failure in the middle of a body. What was begun cannot be answered otherwise: it is cut.
 pub type Cut = Box<dyn std::error::Error + Send + Sync>;
@@ -15,7 +16,7 @@ pub type Cut = Box<dyn std::error::Error + Send + Sync>;
 /// A request's body as it goes to the upstream.
 pub enum Outgoing {
     /// All here, and could be sent again.
-    Held(Bytes),
+    Held(Pieces),
     /// Still on its way in.
     Streamed(Box<Upload>),
 }
@@ -24,7 +25,7 @@ impl Outgoing {
     /// How many bytes there are, where that was declared.
     pub fn length(&self) -> Option<u64> {
         match self {
-            Outgoing::Held(bytes) => Some(bytes.len() as u64),
+            Outgoing::Held(body) => Some(body.len()),
             Outgoing::Streamed(upload) => upload.left(),
         }
     }
@@ -32,10 +33,7 @@ impl Outgoing {
     /// The next bytes; `None` at its end.
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
         match self {
-            Outgoing::Held(bytes) => {
-                let bytes = std::mem::take(bytes);
-                Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)))
-            }
+            Outgoing::Held(body) => Poll::Ready(body.pop().map(Ok)),
             Outgoing::Streamed(upload) => upload.poll_chunk(cx),
         }
     }
@@ -43,7 +41,7 @@ impl Outgoing {
     /// Whether its last byte was taken.
     pub fn is_over(&self) -> bool {
         match self {
-            Outgoing::Held(bytes) => bytes.is_empty(),
+            Outgoing::Held(body) => body.is_empty(),
             Outgoing::Streamed(upload) => upload.is_over(),
         }
     }

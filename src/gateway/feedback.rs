@@ -100,7 +100,8 @@ async fn begin(
     };
     let bytes = match exchange.at_hand(length) {
         Some(bytes) => bytes,
-        None => timeout(ahead.idle, exchange.whole(length))
+        // In a box: most are small, and have no use for the room it takes.
+        None => Box::pin(timeout(ahead.idle, exchange.whole(length)))
             .await
             .map_err(|_| TooSlow::Body(ahead.idle))??,
     };

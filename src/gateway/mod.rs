@@ -13,6 +13,7 @@ pub mod patience;
 pub mod linger;
 pub mod inbound;
 pub mod pace;
+pub mod pieces;
 pub mod payload;
 pub mod fields;
 pub mod tls;

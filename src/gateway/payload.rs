@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 
@@ -15,6 +15,7 @@ use crate::config::process::{Buffers, Timeouts};
 use crate::gateway::body::Outgoing;
 use crate::gateway::inbound::Inbound;
 use crate::gateway::pace::Pace;
+use crate::gateway::pieces::Pieces;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
@@ -111,7 +112,7 @@ pub struct Fault(Arc<Mutex<Option<PayloadError>>>);
 /// A body as far as it was read before anything else happened.
 pub enum Payload {
     /// All of it. Can be sent as often as needed.
-    Held { bytes: Bytes, _held: Held },
+    Held { body: Pieces, _held: Held },
     /// More is on its way. Can be sent once.
     Streamed {
         upload: Option<Upload>,
@@ -123,7 +124,7 @@ impl Payload {
     /// The body to send; `None` if it was streamed already.
     pub fn outgoing(&mut self) -> Option<Outgoing> {
         match self {
-            Payload::Held { bytes, .. } => Some(Outgoing::Held(bytes.clone())),
+            Payload::Held { body, .. } => Some(Outgoing::Held(body.clone())),
             Payload::Streamed { upload, .. } => upload
                 .take()
                 .map(|upload| Outgoing::Streamed(Box::new(upload))),
@@ -138,11 +139,10 @@ impl Payload {
     /// Bytes of it that are held here.
     pub fn held(&self) -> u64 {
         match self {
-            Payload::Held { bytes, .. } => bytes.len() as u64,
-            Payload::Streamed { upload, .. } => upload
-                .as_ref()
-                .and_then(|upload| upload.first.as_ref())
-                .map_or(0, |first| first.len() as u64),
+            Payload::Held { body, .. } => body.len(),
+            Payload::Streamed { upload, .. } => {
+                upload.as_ref().map_or(0, |upload| upload.first.len())
+            }
         }
     }
 
@@ -190,25 +190,27 @@ pub async fn receive(
         limit,
     };
     let mut held = Held::nothing(budget);
-    let mut read = BytesMut::new();
+    let mut read = Pieces::default();
     let mut room = true;
-    while room && !reader.inbound.is_over() && (read.len() as u64) < enough {
+    while room && !reader.inbound.is_over() && read.len() < enough {
         let Some(chunk) = poll_fn(|cx| reader.poll_chunk(cx)).await else {
             break;
         };
         let chunk = chunk?;
         // What does not fit was read all the same: it goes first when the rest is streamed.
         room = held.grow(chunk.len() as u64, terms.buffers.total);
-        read.extend_from_slice(&chunk);
+        read.push(chunk);
     }
-    let bytes = read.freeze();
     if reader.inbound.is_over() {
-        return Ok(Payload::Held { bytes, _held: held });
+        return Ok(Payload::Held {
+            body: read,
+            _held: held,
+        });
     }
     let fault = Fault::default();
     reader.pace.hold_to_rate();
     let upload = Upload {
-        first: Some(bytes).filter(|first| !first.is_empty()),
+        first: read,
         length: declared,
         reader,
         fault: fault.clone(),
@@ -267,7 +269,7 @@ impl Reader {
 
 /// A body that is sent on while it comes in.
 pub struct Upload {
-    first: Option<Bytes>,
+    first: Pieces,
     reader: Reader,
     length: Option<u64>,
     fault: Fault,
@@ -281,7 +283,7 @@ pub struct BrokenOff;
 
 impl Upload {
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
-        if let Some(first) = self.first.take() {
+        if let Some(first) = self.first.pop() {
             return Poll::Ready(Some(Ok(first)));
         }
         let chunk = ready!(self.reader.poll_chunk(cx));
@@ -294,7 +296,7 @@ impl Upload {
     }
 
     pub fn is_over(&self) -> bool {
-        self.first.is_none() && self.reader.inbound.is_over()
+        self.first.is_empty() && self.reader.inbound.is_over()
     }
 
     /// Its declared length, for the framing upstream.

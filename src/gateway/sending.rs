@@ -91,9 +91,9 @@ impl Sending {
             sent: false,
         };
         // In one write with the head. What is streamed stays untouched until that has gone out.
-        if let Outgoing::Held(bytes) = &mut sending.body {
-            sending.chunk = std::mem::take(bytes);
-            sending.left = Some(0);
+        if let Outgoing::Held(body) = &mut sending.body {
+            sending.chunk = body.pop().unwrap_or_default();
+            sending.left = Some(body.len());
         }
         sending
     }
@@ -119,15 +119,16 @@ impl Sending {
 
     /// The request again, if nothing of it was written.
     pub fn unwritten(self) -> Option<Message> {
-        let body = match self.body {
-            Outgoing::Held(_) => Outgoing::Held(self.chunk),
-            body => body,
-        };
+        let Self {
+            front: head,
+            mut body,
+            ..
+        } = self;
+        if let Outgoing::Held(body) = &mut body {
+            body.put_back(self.chunk);
+        }
         let unwritten = self.wrote.is_none();
-        unwritten.then_some(Message {
-            head: self.front,
-            body,
-        })
+        unwritten.then_some(Message { head, body })
     }
 
     /// Writes what there is to write; ready once all of it went out, which `permit` learns.
@@ -391,7 +392,7 @@ mod tests {
             let permit = lane.admit(ask).await.unwrap();
             let message = Message {
                 head: b"bytes".to_vec(),
-                body: Outgoing::Held(Bytes::from_static(body)),
+                body: Outgoing::Held(Bytes::from_static(body).into()),
             };
             Self {
                 lane,
@@ -460,7 +461,10 @@ mod tests {
         let stopped = bench.poll([broken()]);
         assert!(matches!(stopped, Poll::Ready(Err(Stopped::Unwritten(_)))));
         let message = bench.sending.unwritten().unwrap();
-        assert!(matches!(message.body, Outgoing::Held(body) if body == "body"));
+        let Outgoing::Held(mut body) = message.body else {
+            unreachable!("it was held")
+        };
+        assert_eq!(body.pop().unwrap(), "body");
     }
 
     #[tokio::test(start_paused = true)]

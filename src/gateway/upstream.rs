@@ -115,7 +115,8 @@ impl Upstream {
             };
             let taken = match kept {
                 Some(taken) => taken,
-                None => self.shared.connect().await?,
+                // In a box: every request's way would have room for it, and few dial.
+                None => Box::pin(self.shared.connect()).await?,
             };
             let message = unsent
                 .take()
