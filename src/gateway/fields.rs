@@ -1,5 +1,6 @@
 //! Header fields on their way through: what belongs to one hop stays on it.
 
+use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 
 use http::header::{
@@ -123,9 +124,11 @@ pub struct TowardsClient {
 impl TowardsClient {
     /// `connection`: what the answer's `Connection` fields say. `room`: about how many there are.
     pub fn new<'a>(connection: impl Iterator<Item = &'a [u8]>, room: usize) -> Self {
+        let mut headers = SPARE.take().unwrap_or_default();
+        headers.reserve(room + OWN_FIELDS);
         Self {
             named: Named::of(connection),
-            headers: HeaderMap::with_capacity(room + OWN_FIELDS),
+            headers,
             chunked: false,
         }
     }
@@ -161,6 +164,21 @@ impl TowardsClient {
 
 /// Room for what podgate adds to an answer's fields.
 const OWN_FIELDS: usize = 8;
+/// A larger map is not kept: it has room for so many fields.
+const LARGEST_SPARE: usize = 128;
+
+thread_local! {
+    static SPARE: Cell<Option<HeaderMap>> = const { Cell::new(None) };
+}
+
+/// Keeps a map whose fields nobody needs any more for the next answer on this thread: making one is
+/// the largest allocation of a small request.
+pub fn spare(mut headers: HeaderMap) {
+    if headers.capacity() <= LARGEST_SPARE {
+        headers.clear();
+        SPARE.set(Some(headers));
+    }
+}
 
 /// What belongs to one connection (RFC 9110, section 7.6.1) and what each side frames anew.
 fn is_of_the_hop(name: &str) -> bool {
@@ -388,6 +406,21 @@ mod tests {
         assert_eq!(names, ["retry-after", "set-cookie", "via"]);
         assert_eq!(headers.get_all("set-cookie").iter().count(), 2);
         assert_eq!(headers.get_all("via").iter().count(), 2);
+    }
+
+    #[test]
+    fn nothing_of_a_spare_map_is_seen_again() {
+        spare(map(&[
+            ("x-secret", "1"),
+            ("via", "1.1 other"),
+            ("x-secret", "2"),
+        ]));
+        let headers = client(&[("content-length", "5")]);
+        let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["content-length", "via"]);
+        assert_eq!(headers.get_all("via").iter().count(), 1);
+        spare(HeaderMap::with_capacity(10 * LARGEST_SPARE));
+        assert!(SPARE.take().is_none(), "too large to be kept");
     }
 
     #[test]

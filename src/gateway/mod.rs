@@ -184,7 +184,7 @@ impl Gateway {
 
     /// Answers one request, whatever happens.
     pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let live = self.shared.live();
         let mut record = Record::begin(&self.shared, &live, &head, caller.address);
         let mut body = Inbound::new(body, head::waits_to_be_asked(&head));
@@ -197,10 +197,11 @@ impl Gateway {
             }
             Ok(()) => tokio::select! {
                 biased;
-                answered = self.answer(&live, head, body, caller, &mut record) => answered,
+                answered = self.answer(&live, &head, body, caller, &mut record) => answered,
                 () = caller.gone() => Err(Rejection::ClientGone),
             },
         };
+        fields::spare(std::mem::take(&mut head.headers));
         let ends = answered.as_ref().is_err_and(Rejection::ends_the_connection);
         let mut response = record.finish(answered, &live.config.answers);
         if ends || asked.waits() {
@@ -215,7 +216,7 @@ impl Gateway {
     async fn answer(
         &self,
         live: &Live,
-        head: request::Parts,
+        head: &request::Parts,
         body: Inbound,
         caller: &Caller,
         record: &mut Record,
@@ -301,7 +302,7 @@ impl Gateway {
             record.tries(&mut names);
             let request = || {
                 let body = payload.outgoing()?;
-                Some(self.request(live, &head, target, &names, body))
+                Some(self.request(live, head, target, &names, body))
             };
             let goes = record.goes();
             let sent = live.upstream(self.worker).send(permit, request, how).await;
