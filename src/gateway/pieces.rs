@@ -59,6 +59,12 @@ impl Pieces {
         Some(next)
     }
 
+    /// All of them, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let page = Some(&*self.page).filter(|page| !page.is_empty());
+        self.whole.iter().map(Bytes::as_ref).chain(page)
+    }
+
     /// What was popped last is the first again.
     pub fn put_back(&mut self, piece: Bytes) {
         if !piece.is_empty() {
@@ -110,6 +116,9 @@ mod tests {
                 }
                 prop_assert_eq!(pieces.len(), (given.len() - taken.len()) as u64);
             }
+            prop_assert!(pieces.iter().all(|piece| !piece.is_empty()));
+            let left: Vec<u8> = pieces.iter().flatten().copied().collect();
+            prop_assert_eq!(&left[..], &given[taken.len()..]);
             while let Some(piece) = pieces.pop() {
                 taken.extend_from_slice(&piece);
             }

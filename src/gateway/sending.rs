@@ -17,6 +17,9 @@ use crate::gateway::body::Outgoing;
 use crate::gateway::h1::request;
 use crate::gateway::payload::BrokenOff;
 
+/// The most slices of one write: a body of a mebibyte in pieces of the usual size.
+const MOST_SLICES: usize = 20;
+
 /// I/O that can tell whether its other side is still there.
 pub trait Peer {
     /// `false` once it has closed, or has sent what nobody asked for.
@@ -212,15 +215,27 @@ impl Sending {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         }
         let front = &self.front[self.at..];
-        let io = Pin::new(io);
-        if self.chunk.is_empty() && self.tail.is_empty() {
-            io.poll_write(cx, front)
-        } else {
-            let slices = [front, &self.chunk, self.tail].map(IoSlice::new);
-            // A leading slice of nothing would be all that some writers look at.
-            let from = usize::from(front.is_empty());
-            io.poll_write_vectored(cx, &slices[from..])
+        let all = [front, &self.chunk].into_iter().chain(self.held());
+        let all = all.chain([self.tail]).filter(|slice| !slice.is_empty());
+        let mut slices = [IoSlice::new(&[]); MOST_SLICES];
+        let mut used = 0;
+        for (slice, bytes) in slices.iter_mut().zip(all) {
+            *slice = IoSlice::new(bytes);
+            used += 1;
         }
+        match &slices[..used] {
+            [only] => Pin::new(io).poll_write(cx, only),
+            several => Pin::new(io).poll_write_vectored(cx, several),
+        }
+    }
+
+    /// What of a held body comes after the chunk at hand: it goes out with it.
+    fn held(&self) -> impl Iterator<Item = &[u8]> {
+        let held = match &self.body {
+            Outgoing::Held(body) => Some(body.iter()),
+            Outgoing::Streamed(_) => None,
+        };
+        held.into_iter().flatten()
     }
 
     fn wrote(
@@ -263,9 +278,21 @@ impl Sending {
         let front = bytes.min(self.front.len() - self.at);
         self.at += front;
         bytes -= front;
-        let chunk = bytes.min(self.chunk.len());
-        self.chunk.advance(chunk);
-        self.tail = &self.tail[bytes - chunk..];
+        loop {
+            let chunk = bytes.min(self.chunk.len());
+            self.chunk.advance(chunk);
+            bytes -= chunk;
+            let Outgoing::Held(body) = &mut self.body else {
+                break;
+            };
+            if bytes == 0 {
+                return;
+            }
+            let Some(next) = body.pop() else { return };
+            self.left = self.left.map(|left| left - next.len() as u64);
+            self.chunk = next;
+        }
+        self.tail = &self.tail[bytes..];
     }
 
     /// TLS holds some of what was written.
@@ -316,6 +343,7 @@ mod tests {
     use crate::admission::{Account, Admission};
     use crate::config::Config;
     use crate::config::policy::GroupVerdict;
+    use crate::gateway::pieces::Pieces;
     use crate::limit::flow::FlowId;
     use crate::limit::ledger::Call;
     use crate::metrics::Metrics;
@@ -498,6 +526,34 @@ mod tests {
         assert!(bench.poll([]).is_ready());
         let sent = began + Duration::from_secs(3);
         assert_eq!(bench.sending.progress(), Progress::Sent(sent));
+    }
+
+    /// A held body in several pieces goes out as far as it is taken, each byte once.
+    #[tokio::test(start_paused = true)]
+    async fn all_pieces_of_a_held_body_go_out_together() {
+        let whole: Vec<u8> = (0u8..5).flat_map(|nth| vec![nth; 20_000]).collect();
+        for at_once in [1_000, 20_005, 20_006, 45_000, 100_005] {
+            let mut bench = Bench::begin(true, false, b"").await;
+            let mut body = Pieces::default();
+            for nth in 0u8..5 {
+                body.push(vec![nth; 20_000].into());
+            }
+            let message = Message {
+                head: b"bytes".to_vec(),
+                body: Outgoing::Held(body),
+            };
+            bench.sending = Sending::new(message, false);
+            let mut left = whole.len() + b"bytes".len();
+            while left > 0 {
+                assert!(!bench.sending.is_sent());
+                let taken = at_once.min(left);
+                left -= taken;
+                let sent = bench.poll([Poll::Ready(Ok(taken)), Poll::Pending]);
+                assert_eq!(sent.is_ready(), left == 0, "{at_once}");
+            }
+            assert_eq!(&bench.io.written[..5], b"bytes");
+            assert_eq!(bench.io.written[5..], whole, "{at_once}");
+        }
     }
 
     /// Head, body and framing go out together; what of them was written is not written again.
