@@ -37,14 +37,6 @@ impl Outgoing {
             Outgoing::Streamed(upload) => upload.poll_chunk(cx),
         }
     }
-
-    /// Whether its last byte was taken.
-    pub fn is_over(&self) -> bool {
-        match self {
-            Outgoing::Held(body) => body.is_empty(),
-            Outgoing::Streamed(upload) => upload.is_over(),
-        }
-    }
 }
 
 /// A response's body as the client's connection reads it.

@@ -295,10 +295,6 @@ impl Upload {
         }))
     }
 
-    pub fn is_over(&self) -> bool {
-        self.first.is_empty() && self.reader.inbound.is_over()
-    }
-
     /// Its declared length, for the framing upstream.
     pub fn left(&self) -> Option<u64> {
         self.length

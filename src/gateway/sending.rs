@@ -172,12 +172,9 @@ impl Sending {
         self.at < self.front.len() || !self.chunk.is_empty() || !self.tail.is_empty()
     }
 
-    /// Whether nothing more comes of its body.
+    /// Whether nothing more comes of its body. In chunks it does: at least the last of them.
     fn is_taken(&self) -> bool {
-        match self.left {
-            Some(left) => left == 0,
-            None => self.tail.is_empty() && self.front.is_empty() && self.body.is_over(),
-        }
+        self.left == Some(0)
     }
 
     /// The next of its body is to be written; `None`: that was all.
@@ -288,7 +285,7 @@ impl Sending {
             if bytes == 0 {
                 return;
             }
-            let Some(next) = body.pop() else { return };
+            let Some(next) = body.pop() else { break };
             self.left = self.left.map(|left| left - next.len() as u64);
             self.chunk = next;
         }
@@ -526,6 +523,29 @@ mod tests {
         assert!(bench.poll([]).is_ready());
         let sent = began + Duration::from_secs(3);
         assert_eq!(bench.sending.progress(), Progress::Sent(sent));
+    }
+
+    /// Written, an empty chunk would be the end of the body; and without its end nobody answers.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_in_chunks_ends_with_the_last_and_with_no_other() {
+        let mut bench = Bench::begin(true, false, b"").await;
+        bench.sending.left = None;
+        let mut written = Vec::new();
+        for chunk in [&b""[..], b"body", b""] {
+            bench.sending.take(Some(chunk.into())).unwrap();
+            assert!(!bench.sending.is_taken());
+            let slices = [
+                &bench.sending.front[..],
+                &bench.sending.chunk,
+                bench.sending.tail,
+            ];
+            written.extend(slices.concat());
+            bench.sending.advance(slices.concat().len());
+        }
+        bench.sending.take(None).unwrap();
+        assert!(bench.sending.is_taken());
+        written.extend(bench.sending.tail);
+        assert_eq!(written, b"4\r\nbody\r\n0\r\n\r\n");
     }
 
     /// A held body in several pieces goes out as far as it is taken, each byte once.
