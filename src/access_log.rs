@@ -134,33 +134,10 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
     use std::sync::mpsc;
-    use std::time::SystemTime;
 
     use super::*;
-
-    fn entry(path: &str) -> Entry<'_> {
-        Entry {
-            time: SystemTime::UNIX_EPOCH,
-            request_id: "r-1",
-            trace_id: "4bf9",
-            client: Some(Ipv4Addr::LOCALHOST.into()),
-            method: "POST",
-            path,
-            operation: "run",
-            endpoint: Some("ep"),
-            status: Some(200),
-            outcome: "forwarded",
-            complete: true,
-            tries: 1,
-            received: 12,
-            sent: 34,
-            queued: Duration::from_micros(1_500),
-            upstream: Duration::from_millis(20),
-            total: Duration::from_millis(22),
-        }
-    }
+    use crate::access_log::entry::tests::entry;
 
     /// A sink that gives what it gets to a channel, and stops at each write until that is read.
     struct Slow(mpsc::SyncSender<Vec<u8>>);

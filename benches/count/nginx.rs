@@ -1,5 +1,8 @@
 //! nginx before the same upstream, as one process.
 
+#[path = "../peer/nginx.rs"]
+mod settings;
+
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -43,9 +46,7 @@ pub fn start(words: &[&str], folder: &Path, upstream: SocketAddr) -> Process {
 }
 
 fn config(address: SocketAddr, upstream: SocketAddr) -> String {
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|of| format!("{of}_temp_path nginx-{of};\n    "))
-        .concat();
+    let (http, location) = (settings::HTTP, settings::LOCATION);
     format!(
         r#"daemon off;
 master_process off;
@@ -53,24 +54,14 @@ pid nginx.pid;
 error_log nginx-error.log warn;
 events {{ worker_connections 4096; }}
 http {{
-    {temporary}
-    log_format requests escape=json '{{"time":"$time_iso8601","request_id":"$request_id","client":"$remote_addr","method":"$request_method","path":"$uri","status":$status,"bytes":$bytes_sent,"request_time":$request_time,"upstream_response_time":"$upstream_response_time"}}';
-    limit_req_zone $http_authorization zone=rate:10m rate=1000000r/s;
-    limit_conn_zone $http_authorization zone=connections:10m;
-    keepalive_requests 1000000000;
+    {http}
     upstream api {{ server {upstream}; keepalive 512; keepalive_requests 1000000000; }}
     server {{
         listen {address} backlog=4096;
         access_log /dev/null requests buffer=64k flush=1s;
         location / {{
-            limit_req zone=rate burst=1000000 nodelay;
-            limit_conn connections 10000;
-            add_header X-Request-Id $request_id;
+            {location}
             proxy_pass http://api;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header X-Request-Id $request_id;
-            proxy_request_buffering off;
         }}
     }}
 }}

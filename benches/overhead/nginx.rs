@@ -1,6 +1,9 @@
 //! nginx, tuned: bodies are not collected, connections are kept, and the log is written in batches as
 //! podgate's is.
 
+#[path = "../peer/nginx.rs"]
+mod settings;
+
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -109,10 +112,7 @@ fn config(
         ),
         false => ("http", String::new()),
     };
-    // Where nginx would put what it buffers on disk: nothing, here.
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|of| format!("{of}_temp_path nginx-{of};\n    "))
-        .concat();
+    let (http, location) = (settings::HTTP, settings::LOCATION);
     format!(
         r#"daemon off;
 worker_processes {workers};
@@ -120,14 +120,7 @@ pid nginx.pid;
 error_log nginx-error.log warn;
 events {{ worker_connections 4096; }}
 http {{
-    {temporary}
-    log_format requests escape=json '{{"time":"$time_iso8601","request_id":"$request_id","client":"$remote_addr","method":"$request_method","path":"$uri","status":$status,"bytes":$bytes_sent,"request_time":$request_time,"upstream_response_time":"$upstream_response_time"}}';
-    limit_req_zone $http_authorization zone=rate:10m rate=1000000r/s;
-    limit_conn_zone $http_authorization zone=connections:10m;
-    tcp_nodelay on;
-    keepalive_requests 1000000000;
-    client_max_body_size 0;
-    client_body_buffer_size 64k;
+    {http}
     upstream api {{
         server {upstream};
         keepalive 512;
@@ -138,14 +131,8 @@ http {{
         {tls_in}
         access_log "{access_log}" requests buffer=64k flush=1s;
         location / {{
-            limit_req zone=rate burst=1000000 nodelay;
-            limit_conn connections 10000;
-            add_header X-Request-Id $request_id;
+            {location}
             proxy_pass {scheme}://api;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header X-Request-Id $request_id;
-            proxy_request_buffering off;
             {tls_out}
         }}
     }}

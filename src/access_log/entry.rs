@@ -222,7 +222,7 @@ fn short(path: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use proptest::option;
@@ -311,22 +311,31 @@ mod tests {
             (999, "1970-01-01T00:00:00.999Z "),
         ] {
             let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
-            let written = line(&Entry { time, ..entry() }, LogFormat::Text);
+            let written = line(
+                &Entry {
+                    time,
+                    ..entry("/v2/ep/run")
+                },
+                LogFormat::Text,
+            );
             assert!(written.starts_with(date), "{written}");
         }
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_800);
-        let late = Entry { time, ..entry() };
+        let late = Entry {
+            time,
+            ..entry("/v2/ep/run")
+        };
         assert!(late.with_line(LogFormat::Json, <[u8]>::len).is_err());
     }
 
-    fn entry() -> Entry<'static> {
+    pub fn entry(path: &str) -> Entry<'_> {
         Entry {
             time: SystemTime::UNIX_EPOCH,
             request_id: "r-1",
             trace_id: "4bf9",
             client: Some(Ipv4Addr::LOCALHOST.into()),
             method: "POST",
-            path: "/v2/ep/run",
+            path,
             operation: "run",
             endpoint: Some("ep"),
             status: Some(200),

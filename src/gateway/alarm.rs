@@ -12,6 +12,13 @@ use tokio::time::{Instant, Sleep, sleep};
 pub struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
+    /// One that was set before it is used.
+    pub fn set(due: Instant) -> Self {
+        let mut alarm = Self::default();
+        alarm.by(due);
+        alarm
+    }
+
     /// Rings at `due` at the latest. Who hears it looks again at what there is to wait for.
     pub fn by(&mut self, due: Instant) {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep(Duration::MAX)));

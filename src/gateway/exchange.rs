@@ -52,7 +52,7 @@ enum Ends {
 
 /// Why there is no head.
 pub enum Failed {
-    /// The connection, and whether it can be tried on another: the request, if nothing was written.
+    /// The connection: on another it may go well, if nothing was written.
     Connection(UpstreamError),
     Late(TooSlow),
 }
@@ -92,15 +92,8 @@ impl Exchange {
     ) -> Result<Response<()>, Failed> {
         let mut armed = false;
         std::future::poll_fn(|cx| {
-            match self
-                .sending
-                .poll(&mut self.connection.stream, &mut self.permit, cx)
-            {
-                Poll::Ready(Err(stopped)) => {
-                    let failed = UpstreamError::Broke(stopped.to_string().into());
-                    return Poll::Ready(Err(Failed::Connection(failed)));
-                }
-                Poll::Ready(Ok(())) | Poll::Pending => {}
+            if let Err(error) = self.send_on(cx) {
+                return Poll::Ready(Err(Failed::Connection(error)));
             }
             if let Poll::Ready(head) = self.poll_head(to_head, cx) {
                 return Poll::Ready(head.map_err(Failed::Connection));
@@ -246,7 +239,7 @@ impl Exchange {
         })
     }
 
-    /// What is left of the request goes out while its answer is read.
+    /// What is left of the request goes out, as far as it is taken.
     fn send_on(&mut self, cx: &mut Context<'_>) -> Result<(), UpstreamError> {
         if self.sending.is_sent() {
             return Ok(());
@@ -258,7 +251,7 @@ impl Exchange {
             ..
         } = self;
         match sending.poll(&mut connection.stream, permit, cx) {
-            Poll::Ready(Err(stopped)) => Err(UpstreamError::Broke(stopped.to_string().into())),
+            Poll::Ready(Err(stopped)) => Err(UpstreamError::broke(&stopped)),
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
     }

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
 use crate::admission::Origin;
+use crate::gateway::alarm::Alarm;
 use crate::gateway::framing::Framing;
 use crate::gateway::stream::Stream;
 use crate::tls::der;
@@ -44,7 +45,7 @@ struct Shared {
     unread: AtomicBool,
     /// Of those who looked after it before, as many as ever did at once, and still set: most requests end within a tick, and to set
     /// a timer may cost a system call.
-    alarms: Mutex<Vec<Pin<Box<Sleep>>>>,
+    alarms: Mutex<Vec<Alarm>>,
 }
 
 impl Caller {
@@ -134,7 +135,7 @@ impl Caller {
 struct Gone<'a> {
     caller: &'a Caller,
     /// Goes off within a tick. Of several requests on one connection each has its own.
-    alarm: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Alarm>,
 }
 
 impl Future for Gone<'_> {
@@ -147,15 +148,15 @@ impl Future for Gone<'_> {
             None if caller.is_gone() => return Poll::Ready(()),
             None => {
                 let spare = caller.shared.alarms.lock().pop();
-                alarm.insert(spare.unwrap_or_else(|| Box::pin(sleep(TICK))))
+                alarm.insert(spare.unwrap_or_else(|| Alarm::set(now() + TICK)))
             }
         };
         loop {
-            ready!(alarm.as_mut().poll(cx));
+            ready!(alarm.poll(cx));
             if caller.is_gone() {
                 return Poll::Ready(());
             }
-            alarm.as_mut().reset(now() + TICK);
+            alarm.by(now() + TICK);
         }
     }
 }

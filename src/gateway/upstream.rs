@@ -42,15 +42,15 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
-    /// Its connection failed.
-    pub fn broke(error: &io::Error) -> Self {
-        UpstreamError::Broke(error.to_string().into())
+    /// Its connection failed, or what it said cannot be understood.
+    pub fn broke(why: &impl ToString) -> Self {
+        UpstreamError::Broke(why.to_string().into())
     }
 }
 
 impl From<Malformed> for UpstreamError {
     fn from(malformed: Malformed) -> Self {
-        UpstreamError::Broke(malformed.to_string().into())
+        UpstreamError::broke(&malformed)
     }
 }
 
