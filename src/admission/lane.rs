@@ -99,8 +99,8 @@ impl News {
 
 /// One request before its lane, for as many tries as it takes: it keeps its arrival and its
 /// deadline.
-pub struct Turn {
-    lane: Arc<LaneCell>,
+pub struct Turn<'a> {
+    lane: &'a Arc<LaneCell>,
     ask: Ask,
     first: Option<First>,
 }
@@ -113,7 +113,7 @@ struct First {
     deadline: Timestamp,
 }
 
-impl Turn {
+impl Turn<'_> {
     /// May it go? The first time as [`LaneCell::admit`]; after that it comes back for another try,
     /// to the front of its flow.
     ///
@@ -160,9 +160,9 @@ impl LaneCell {
     }
 
     /// The same for a request that may come back.
-    pub fn turn(self: &Arc<Self>, ask: Ask) -> Turn {
+    pub fn turn(self: &Arc<Self>, ask: Ask) -> Turn<'_> {
         Turn {
-            lane: self.clone(),
+            lane: self,
             ask,
             first: None,
         }
@@ -311,6 +311,12 @@ impl LaneCell {
 
     pub(super) fn give_back(self: &Arc<Self>, slot: Slot, end: End) {
         self.event(|lane, now| lane.give_back(slot, end, now));
+    }
+
+    /// The same of an exchange that was answered and complete at once. Returns what is left of the
+    /// rate, if there is one.
+    pub(super) fn ended(self: &Arc<Self>, slot: Slot) -> Option<Budget> {
+        self.event(|lane, now| lane.ended(slot, now))
     }
 
     /// Other limits: its past and those who wait stay.

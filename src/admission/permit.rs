@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::admission::lane::LaneCell;
 use crate::limit::ladder::Cause;
 use crate::limit::ledger::{End, Slot};
+use crate::limit::local::Budget;
 
 /// Given back when dropped: at once if nothing was written, `settle` later if the exchange ended
 /// well, `margin` later if it was torn down.
@@ -76,6 +77,12 @@ impl Permit {
     /// The last byte of the response was read.
     pub fn complete(&mut self) {
         self.progress = Progress::Complete;
+    }
+
+    /// [`Permit::answered`] and [`Permit::complete`] in one step. Returns what is left of the lane's
+    /// rate, if it has one.
+    pub fn ended(mut self) -> Option<Budget> {
+        self.lane.ended(self.slot.take()?)
     }
 }
 

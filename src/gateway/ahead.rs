@@ -84,10 +84,8 @@ impl State {
         if waits >= ahead.buffer {
             return false;
         }
-        let held = self
-            .held
-            .get_or_insert_with(|| Held::nothing(&ahead.budget));
-        waits < FREE + held.bytes() || held.grow(FREE, ahead.total)
+        let held = self.held.get_or_insert_default();
+        waits < FREE + held.bytes() || held.grow(FREE, ahead.total, &ahead.budget)
     }
 }
 

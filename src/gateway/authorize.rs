@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -13,6 +14,8 @@ use crate::limit::flow::AsItIs;
 
 /// Credentials remembered in each of two generations.
 const REMEMBERED: usize = 8_192;
+/// Of them those that a worker knows by itself.
+const RECENT: usize = 64;
 
 /// A credential's hash, keyed anew in each process. With or without `Bearer` it is the same one
 /// (contract, section 1.1).
@@ -28,6 +31,47 @@ type Credentials = HashSet<Credential, BuildHasherDefault<AsItIs>>;
 pub struct Accepted {
     hasher: RandomState,
     seen: RwLock<Generations>,
+    /// Generations so far.
+    turns: AtomicU64,
+}
+
+/// What one worker found in the newer generation lately, so that it need not ask what it shares with the
+/// others: each has its place by its hash. To be used by one thread at a time.
+pub struct Recent {
+    /// The generation they were found in; those of an earlier one are to be looked for again.
+    turn: AtomicU64,
+    found: [AtomicU64; RECENT],
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self {
+            turn: AtomicU64::new(0),
+            found: [const { AtomicU64::new(0) }; RECENT],
+        }
+    }
+}
+
+impl Recent {
+    fn place(&self, Credential(hash): Credential) -> &AtomicU64 {
+        &self.found[hash as usize % RECENT]
+    }
+
+    fn has(&self, credential: Credential, turn: u64) -> bool {
+        // Zero is a place that nobody has.
+        self.turn.load(Ordering::Relaxed) == turn
+            && credential.0 != 0
+            && self.place(credential).load(Ordering::Relaxed) == credential.0
+    }
+
+    fn keep(&self, credential: Credential, turn: u64) {
+        if self.turn.swap(turn, Ordering::Relaxed) != turn {
+            for found in &self.found {
+                found.store(0, Ordering::Relaxed);
+            }
+        }
+        self.place(credential).store(credential.0, Ordering::Relaxed);
+    }
 }
 
 /// The older one is forgotten when the newer is full: what is in use is soon in the newer again.
@@ -52,24 +96,33 @@ impl Accepted {
     }
 
     /// `credential`, if the upstream has accepted it before.
-    pub fn known(&self, credential: Option<Credential>) -> Option<u64> {
+    pub fn known(&self, credential: Option<Credential>, recent: &Recent) -> Option<u64> {
         let credential = credential?;
+        let turn = self.turns.load(Ordering::Acquire);
+        if recent.has(credential, turn) {
+            return Some(credential.0);
+        }
         let seen = self.seen.read();
-        let known = seen.newer.contains(&credential) || seen.older.contains(&credential);
-        known.then_some(credential.0)
+        let newer = seen.newer.contains(&credential);
+        if newer {
+            recent.keep(credential, turn);
+        }
+        (newer || seen.older.contains(&credential)).then_some(credential.0)
     }
 
     /// The upstream answered a request with this credential.
-    pub fn answered(&self, credential: Option<Credential>, status: u16) {
+    pub fn answered(&self, credential: Option<Credential>, status: u16, recent: &Recent) {
         let Some(credential) = credential.filter(|_| !matches!(status, 401 | 403)) else {
             return;
         };
-        if self.seen.read().newer.contains(&credential) {
+        let turn = self.turns.load(Ordering::Acquire);
+        if recent.has(credential, turn) || self.seen.read().newer.contains(&credential) {
             return;
         }
         let mut seen = self.seen.write();
         if seen.newer.len() >= REMEMBERED {
             seen.older = std::mem::take(&mut seen.newer);
+            self.turns.fetch_add(1, Ordering::Release);
         }
         seen.newer.insert(credential);
     }
@@ -101,22 +154,41 @@ mod tests {
 
     #[test]
     fn only_what_the_upstream_accepted_tells_flows_apart() {
-        let accepted = Accepted::default();
+        let (accepted, recent) = (Accepted::default(), Recent::default());
         let key = accepted.credential(&headers("rpa_KEY"));
-        assert_eq!(accepted.known(key), None);
-        accepted.answered(key, 401);
-        assert_eq!(accepted.known(key), None);
-        accepted.answered(key, 200);
-        assert!(accepted.known(key).is_some());
+        assert_eq!(accepted.known(key, &recent), None);
+        accepted.answered(key, 401, &recent);
+        assert_eq!(accepted.known(key, &recent), None);
+        accepted.answered(key, 200, &recent);
+        assert!(accepted.known(key, &recent).is_some());
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let accepted = Accepted::default();
+        let (accepted, recent) = (Accepted::default(), Recent::default());
         for key in 0..5 * REMEMBERED as u64 {
-            accepted.answered(Some(Credential(key)), 200);
+            accepted.answered(Some(Credential(key)), 200, &recent);
         }
         let seen = accepted.seen.read();
         assert!(seen.newer.len() + seen.older.len() <= 2 * REMEMBERED);
+    }
+
+    /// A worker that goes on using one has it remembered for the others too.
+    #[test]
+    fn what_one_worker_knows_by_itself_is_in_the_newer_generation() {
+        let (accepted, recent) = (Accepted::default(), Recent::default());
+        let key = Some(Credential(7));
+        for other in 1..5 * REMEMBERED as u64 {
+            accepted.answered(key, 200, &recent);
+            assert!(accepted.known(key, &recent).is_some());
+            let other = Some(Credential(other << 8));
+            accepted.answered(other, 200, &Recent::default());
+            let seen = accepted.seen.read();
+            let remembered = [&seen.newer, &seen.older].map(|all| all.contains(&Credential(7)));
+            assert!(remembered.contains(&true));
+        }
+        let unknown = Some(Credential(7 + RECENT as u64));
+        assert_eq!(accepted.known(unknown, &recent), None, "the same place");
+        assert_eq!(accepted.known(Some(Credential(0)), &recent), None);
     }
 }

@@ -19,6 +19,7 @@ use crate::gateway::h1::head::{self, Final, Length, Read};
 use crate::gateway::pool::{Connection, Pool};
 use crate::gateway::sending::{Message, Progress, Sending};
 use crate::gateway::upstream::{TooSlow, UpstreamError};
+use crate::limit::local::Budget;
 
 /// Bytes that are read at once, and room for a head of the usual size.
 const USUAL_READ: usize = 8 * 1024;
@@ -166,6 +167,10 @@ impl Exchange {
     /// Its head came, and it was no 429.
     pub fn answered(&mut self, status: StatusCode) {
         self.permit.answered();
+        self.trust_after(status);
+    }
+
+    fn trust_after(&mut self, status: StatusCode) {
         // What was refused may lie unread between us, and the next request would lie behind it.
         let unread = self.sending.is_streamed() && !status.is_success();
         self.last |= unread || status == StatusCode::PAYLOAD_TOO_LARGE;
@@ -179,23 +184,34 @@ impl Exchange {
     /// The answer's last byte was read: the permit goes back, and the connection to its pool if it
     /// can carry another request.
     pub fn complete(self: Box<Self>) {
+        self.over(|mut permit| permit.complete());
+    }
+
+    /// Its head came, which was no 429, and the whole answer with it: [`Exchange::answered`] and
+    /// [`Exchange::complete`] at once. Returns what is left of its lane's rate, if it has one.
+    pub fn ended(mut self: Box<Self>, status: StatusCode) -> Option<Budget> {
+        self.trust_after(status);
+        self.over(Permit::ended)
+    }
+
+    fn over<R>(self: Box<Self>, give_back: impl FnOnce(Permit) -> R) -> R {
         let Self {
             connection,
             sending,
-            mut permit,
+            permit,
             pool,
             rest,
             last,
             ..
         } = *self;
         // The permit first: whoever sees the end can count on it.
-        permit.complete();
-        drop(permit);
+        let given_back = give_back(permit);
         // The rest of a request has nobody to read it, and nobody asked for more of an answer.
         let clean = rest.is_empty() && connection.unread.is_empty();
         if sending.is_sent() && clean && !last {
             pool.keep(connection);
         }
+        given_back
     }
 
     /// Given up; request and permit for another try, if nothing was written.

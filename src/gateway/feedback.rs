@@ -17,10 +17,12 @@ use crate::gateway::body::Answer;
 use crate::gateway::exchange::Exchange;
 use crate::gateway::payload::Held;
 use crate::gateway::upstream::{TooSlow, UpstreamError};
+use crate::limit::local::Budget;
 
 /// What is to be done about what came back.
 pub enum Judged {
-    Answer(Response<Answer>),
+    /// And what is left of the lane's rate, where the lane has said it, if it has one.
+    Answer(Response<Answer>, Option<Option<Budget>>),
     /// It was not done: the request may be sent again. If it cannot, this is the answer.
     Again(Response<Answer>),
 }
@@ -32,15 +34,45 @@ pub enum Judged {
 /// # Errors
 /// [`UpstreamError`]: there is no answer, or it broke off before anything was passed on.
 pub async fn judge(
-    (response, exchange): (Response<()>, Box<Exchange>),
+    (response, exchange): More,
     ahead: &Ahead,
     repeats: bool,
 ) -> Result<Judged, UpstreamError> {
+    let (response, exchange) = match with_its_head(response, exchange, ahead) {
+        Ok((answer, left)) => return Ok(Judged::Answer(answer, Some(left))),
+        Err(more) => more,
+    };
     let answer = pass(response, exchange, ahead).await?;
     Ok(match repeats && is_refusal(&answer) {
         true => Judged::Again(answer),
-        false => Judged::Answer(answer),
+        false => Judged::Answer(answer, None),
     })
+}
+
+/// What came before, where there is more to be done about it.
+type More = (Response<()>, Box<Exchange>);
+
+/// Most answers are small and come in one piece with their head: then the lane hears of the head and of
+/// the end in one event, and says what is left of its rate.
+fn with_its_head(
+    response: Response<()>,
+    mut exchange: Box<Exchange>,
+    ahead: &Ahead,
+) -> Result<(Response<Answer>, Option<Budget>), More> {
+    let status = response.status();
+    let length = exchange.size_hint().exact();
+    let length = length.filter(|length| *length <= FREE.min(ahead.buffer));
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    let bytes = match length {
+        Some(length) if status != StatusCode::TOO_MANY_REQUESTS => exchange.at_hand(length),
+        _ => None,
+    };
+    let Some(bytes) = bytes else {
+        return Err((response, exchange));
+    };
+    let left = exchange.ended(status);
+    let bytes = Some(bytes).filter(|bytes| !bytes.is_empty());
+    Ok((response.map(|()| Answer::Held(bytes)), left))
 }
 
 /// A 429 that is small enough to be kept until it is known whether there is another try.
@@ -92,8 +124,8 @@ async fn begin(
     let Some(length) = length else {
         return at_once(exchange).await;
     };
-    let mut held = Held::nothing(&ahead.budget);
-    let fits = length <= FREE || held.grow(length, ahead.total);
+    let mut held = Held::default();
+    let fits = length <= FREE || held.grow(length, ahead.total, &ahead.budget);
     let length = match usize::try_from(length) {
         Ok(bytes) if length <= ahead.buffer && fits => bytes,
         _ => return Ok(Begun::Partly(Bytes::new())),

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::admission::lane::LaneCell;
 use crate::limit::local::Budget;
 use crate::limit::quota::Rate;
 use crate::operation::Group;
@@ -27,10 +26,9 @@ thread_local! {
     static POLICIES: RefCell<Vec<(Group, Rate, HeaderValue)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Says what is left of a lane's rate, if it has one that binds.
-pub fn add(headers: &mut HeaderMap, lane: &LaneCell) {
-    let Some(budget) = lane.budget() else { return };
-    let group = lane.group();
+/// Says what is left of the rate of a group's lane, if it has one that binds.
+pub fn add(headers: &mut HeaderMap, group: Group, budget: Option<Budget>) {
+    let Some(budget) = budget else { return };
     let left = left(group, &budget);
     let left = HeaderValue::from_bytes(left.as_bytes());
     for (name, value) in [

@@ -29,6 +29,7 @@ pub mod pool;
 pub mod exchange;
 pub mod upstream;
 pub mod live;
+pub mod desk;
 pub mod feedback;
 pub mod limit_fields;
 pub mod answer;
@@ -36,7 +37,7 @@ pub mod record;
 pub mod stack;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
@@ -49,11 +50,11 @@ use crate::admission::lane::Ask;
 use crate::admission::{Account, Admission, Before};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
-use crate::gateway::ahead::Ahead;
 use crate::gateway::answer::Rejection;
 use crate::gateway::authorize::Accepted;
 use crate::gateway::body::{Answer, Outgoing};
 use crate::gateway::classify::Classified;
+use crate::gateway::desk::{Desk, View};
 use crate::gateway::feedback::Judged;
 use crate::gateway::fields::{Hop, Says};
 use crate::gateway::h1::request::Head;
@@ -62,9 +63,9 @@ use crate::gateway::live::{Live, LiveError};
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
 use crate::gateway::record::{Names, Record, Recorded};
-use crate::gateway::request_id::{RequestIds, X_REQUEST_ID};
+use crate::gateway::request_id::X_REQUEST_ID;
 use crate::gateway::sending::Message;
-use crate::gateway::trace::{TRACEPARENT, TRACESTATE, Traces};
+use crate::gateway::trace::{TRACEPARENT, TRACESTATE};
 use crate::gateway::upstream::How;
 use crate::limit::ledger::Call;
 use crate::limit::quota::Mode;
@@ -75,12 +76,12 @@ use crate::otlp::Spans;
 /// What all workers share.
 pub struct Shared {
     live: watch::Sender<Arc<Live>>,
+    /// Reloads so far.
+    reloads: AtomicU64,
     pub admission: Admission,
     pub metrics: Metrics,
     access_log: AccessLog,
     spans: Spans,
-    request_ids: RequestIds,
-    traces: Traces,
     accepted: Accepted,
     budget: Budget,
     hop: Hop,
@@ -107,11 +108,10 @@ impl Shared {
         admission.expect(config);
         Self {
             live: watch::Sender::new(Arc::new(live)),
+            reloads: AtomicU64::new(0),
             admission,
             access_log,
             spans,
-            request_ids: RequestIds::default(),
-            traces: Traces::default(),
             accepted: Accepted::default(),
             budget: Budget::new(metrics.buffered().clone()),
             hop: Hop::fresh(),
@@ -136,20 +136,10 @@ impl Shared {
         let live = Live::new(config, before.workers(), Some(&before))?;
         let config = live.config.clone();
         self.live.send_replace(Arc::new(live));
+        self.reloads.fetch_add(1, Ordering::Release);
         // After it: whoever finds the new limits of a lane finds the rest of them too.
         self.admission.retune(config);
         Ok(())
-    }
-
-    /// How far answers are read ahead.
-    fn ahead(&self, config: &Config) -> Ahead {
-        Ahead {
-            buffer: config.buffers.per_request,
-            total: config.buffers.total,
-            budget: self.budget.clone(),
-            idle: config.upstream.idle_timeout,
-            least_in: config.timeouts.write,
-        }
     }
 
     /// Sends away whoever waits for its turn, and whoever would from now on.
@@ -166,44 +156,41 @@ impl Shared {
 
 /// One worker's gateway. Cheap to clone.
 #[derive(Clone)]
-pub struct Gateway {
-    shared: Arc<Shared>,
-    worker: usize,
-}
+pub struct Gateway(Arc<Desk>);
 
 impl Gateway {
     /// The one of this worker, counted from 0.
     pub fn new(shared: Arc<Shared>, worker: usize) -> Self {
-        Self { shared, worker }
+        Self(Arc::new(Desk::new(shared, worker)))
     }
 
     /// The configuration in effect now.
     pub fn config(&self) -> Arc<Config> {
-        self.shared.live.borrow().config.clone()
+        self.0.view().live.config.clone()
     }
 
     /// Answers one request, whatever happens.
     pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
         let (mut head, body) = request.into_parts();
-        let live = self.shared.live();
-        let mut record = Record::begin(&self.shared, &live, &head, caller.address);
+        let view = self.0.view();
+        let mut record = Record::begin(&self.0, &view, &head, caller.address);
         let mut body = Inbound::new(body, head::waits_to_be_asked(&head));
         let asked = body.asked();
         let sound = caller.framing().next();
-        let answered = match sound.and_then(|()| head::check(&head, &self.shared.hop)) {
+        let answered = match sound.and_then(|()| head::check(&head, &view.shared.hop)) {
             Err(bad) => {
                 body.abandon();
                 Err(bad.into())
             }
             Ok(()) => tokio::select! {
                 biased;
-                answered = self.answer(&live, &head, body, caller, &mut record) => answered,
+                answered = self.answer(&view, &head, body, caller, &mut record) => answered,
                 () = caller.gone() => Err(Rejection::ClientGone),
             },
         };
         fields::spare(std::mem::take(&mut head.headers));
         let ends = answered.as_ref().is_err_and(Rejection::ends_the_connection);
-        let mut response = record.finish(answered, &live.config.answers);
+        let mut response = record.finish(answered, &view.live.config.answers);
         if ends || asked.waits() {
             caller.leave_unread();
             let close = HeaderValue::from_static("close");
@@ -215,13 +202,13 @@ impl Gateway {
     /// The page: a request's way, top to bottom.
     async fn answer(
         &self,
-        live: &Live,
+        view: &View,
         head: &request::Parts,
         body: Inbound,
         caller: &Caller,
         record: &mut Record,
     ) -> Result<Response<Answer>, Rejection> {
-        let shared = &*self.shared;
+        let (shared, live, desk) = (&*view.shared, &*view.live, &*self.0);
         let config = &*live.config;
         let target = target::of(&head.method, &head.uri)?;
         let Classified {
@@ -240,7 +227,7 @@ impl Gateway {
         };
         let flow = shared
             .admission
-            .flow(caller.origin(), shared.accepted.known(credential));
+            .flow(caller.origin(), shared.accepted.known(credential, &desk.recent));
 
         let terms = Terms {
             max_body: policy.max_body,
@@ -302,54 +289,61 @@ impl Gateway {
             record.tries(&mut names);
             let request = || {
                 let body = payload.outgoing()?;
-                Some(self.request(live, head, target, &names, body))
+                Some(request(view, head, target, &names, body))
             };
             let goes = record.goes();
-            let sent = live.upstream(self.worker).send(permit, request, how).await;
+            let sent = live.upstream(desk.worker).send(permit, request, how).await;
             drop(goes);
             let answered = sent.map_err(|error| blame(&payload, error))?;
             let status = answered.0.status().as_u16();
             record.upstream_answered(status);
-            shared.accepted.answered(credential, status);
-            match feedback::judge(answered, &shared.ahead(config), repeats).await? {
-                Judged::Answer(answer) => return Ok(answer),
+            shared
+                .accepted
+                .answered(credential, status, &desk.recent);
+            match feedback::judge(answered, &view.ahead, repeats).await? {
+                Judged::Answer(answer, left) => {
+                    if let Some(left) = left {
+                        record.leaves(left);
+                    }
+                    return Ok(answer);
+                }
                 Judged::Again(answer) => refused = Some(answer),
             }
         }
     }
+}
 
-    /// The request as the upstream gets it: the target byte for byte as it was classified.
-    fn request(
-        &self,
-        live: &Live,
-        head: &request::Parts,
-        target: &PathAndQuery,
-        names: &Names,
-        body: Outgoing,
-    ) -> Message {
-        let prefix = &live.config.upstream.target.prefix;
-        let mut written = Head::new(&head.method, prefix, target.as_str());
-        let own = [
-            (HOST, Says::Us(&live.host)),
-            (X_REQUEST_ID, Says::Us(&names.request_id)),
-            (TRACEPARENT, Says::Us(&names.trace)),
-            match trace::keeps_its_state(&head.headers, &names.trace) {
-                true => (TRACESTATE, Says::Client),
-                false => (TRACESTATE, Says::Nobody),
-            },
-            match &live.authorization {
-                Some(authorization) => (AUTHORIZATION, Says::Us(authorization)),
-                None => (AUTHORIZATION, Says::Client),
-            },
-        ];
-        let hop = &self.shared.hop;
-        fields::towards_upstream(&head.headers, head.version, hop, &own, |name, value| {
-            written.field(name, value);
-        });
-        Message {
-            head: written.before(body.length(), &head.method),
-            body,
-        }
+/// The request as the upstream gets it: the target byte for byte as it was classified.
+fn request(
+    view: &View,
+    head: &request::Parts,
+    target: &PathAndQuery,
+    names: &Names,
+    body: Outgoing,
+) -> Message {
+    let live = &view.live;
+    let prefix = &live.config.upstream.target.prefix;
+    let mut written = Head::new(&head.method, prefix, target.as_str());
+    let own = [
+        (HOST, Says::Us(&live.host)),
+        (X_REQUEST_ID, Says::Us(&names.request_id)),
+        (TRACEPARENT, Says::Us(&names.trace)),
+        match trace::keeps_its_state(&head.headers, &names.trace) {
+            true => (TRACESTATE, Says::Client),
+            false => (TRACESTATE, Says::Nobody),
+        },
+        match &live.authorization {
+            Some(authorization) => (AUTHORIZATION, Says::Us(authorization)),
+            None => (AUTHORIZATION, Says::Client),
+        },
+    ];
+    let hop = &view.shared.hop;
+    fields::towards_upstream(&head.headers, head.version, hop, &own, |name, value| {
+        written.field(name, value);
+    });
+    Message {
+        head: written.before(body.length(), &head.method),
+        body,
     }
 }
 

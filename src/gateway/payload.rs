@@ -39,23 +39,26 @@ pub struct Terms {
 
 /// Bytes held in the whole process, and the gauge that shows them.
 #[derive(Clone, Debug)]
-pub struct Budget {
-    held: Arc<AtomicU64>,
+pub struct Budget(Arc<Counted>);
+
+#[derive(Debug)]
+struct Counted {
+    held: AtomicU64,
     shown: IntGauge,
 }
 
 impl Budget {
     /// Nothing is held yet.
     pub fn new(shown: IntGauge) -> Self {
-        Self {
-            held: Arc::default(),
+        Self(Arc::new(Counted {
+            held: AtomicU64::new(0),
             shown,
-        }
+        }))
     }
 
     /// Bytes held now.
     pub fn held(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
+        self.0.held.load(Ordering::Relaxed)
     }
 }
 
@@ -63,26 +66,19 @@ fn gauged(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// A share of the budget, given back when dropped.
-#[derive(Debug)]
+/// A share of the budget, given back when dropped. The default is none.
+#[derive(Debug, Default)]
 pub struct Held {
-    budget: Budget,
+    /// `None` as long as nothing is taken: most requests take nothing, and all threads count here.
+    budget: Option<Budget>,
     bytes: u64,
 }
 
 impl Held {
-    /// No share yet.
-    pub fn nothing(budget: &Budget) -> Self {
-        Self {
-            budget: budget.clone(),
-            bytes: 0,
-        }
-    }
-
-    /// Takes `bytes` more, if not more than `total` are held then.
-    pub fn grow(&mut self, bytes: u64, total: u64) -> bool {
+    /// Takes `bytes` more of `budget`, always the same one, if not more than `total` are held then.
+    pub fn grow(&mut self, bytes: u64, total: u64, budget: &Budget) -> bool {
         let room = |held: u64| held.checked_add(bytes).filter(|&held| held <= total);
-        let Budget { held, shown } = &self.budget;
+        let Counted { held, shown } = &*self.budget.get_or_insert_with(|| budget.clone()).0;
         let grown = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
         if grown.is_err() {
             return false;
@@ -100,8 +96,10 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.budget.shown.sub(gauged(self.bytes));
+        if let Some(Budget(counted)) = &self.budget {
+            counted.held.fetch_sub(self.bytes, Ordering::Relaxed);
+            counted.shown.sub(gauged(self.bytes));
+        }
     }
 }
 
@@ -189,7 +187,7 @@ pub async fn receive(
         left: limit,
         limit,
     };
-    let mut held = Held::nothing(budget);
+    let mut held = Held::default();
     let mut read = Pieces::default();
     let mut room = true;
     while room && !reader.inbound.is_over() && read.len() < enough {
@@ -198,7 +196,7 @@ pub async fn receive(
         };
         let chunk = chunk?;
         // What does not fit was read all the same: it goes first when the rest is streamed.
-        room = held.grow(chunk.len() as u64, terms.buffers.total);
+        room = held.grow(chunk.len() as u64, terms.buffers.total, budget);
         read.push(chunk);
     }
     if reader.inbound.is_over() {

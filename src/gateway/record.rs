@@ -18,13 +18,13 @@ use crate::access_log::entry::Entry;
 use crate::admission::lane::LaneCell;
 use crate::config::Config;
 use crate::config::process::Answers;
-use crate::gateway::Shared;
 use crate::gateway::answer::{Lane, Rejection};
 use crate::gateway::body::{Answer, Cut};
+use crate::gateway::desk::{Desk, View};
 use crate::gateway::limit_fields;
-use crate::gateway::live::Live;
 use crate::gateway::request_id::X_REQUEST_ID;
 use crate::gateway::trace;
+use crate::limit::local::Budget;
 use crate::metrics::endpoint::EndpointMetrics;
 use crate::metrics::times::Times;
 use crate::operation::Operation;
@@ -51,7 +51,7 @@ impl Names {
 
 /// One request's record. Dropped, it is closed: without an answer the client is gone.
 pub struct Record {
-    shared: Arc<Shared>,
+    view: Arc<View>,
     started: Instant,
     client: Option<IpAddr>,
     method: Method,
@@ -70,24 +70,27 @@ pub struct Record {
     queued: Option<Duration>,
     upstream: Option<Duration>,
     overhead: Option<Duration>,
+    /// What is left of its lane's rate, if the lane has said so.
+    left: Option<Option<Budget>>,
     answered: Option<(Outcome, u16)>,
     complete: bool,
     sent: u64,
 }
 
 impl Record {
-    pub fn begin(
-        shared: &Arc<Shared>,
-        live: &Live,
+    pub(super) fn begin(
+        desk: &Desk,
+        view: &Arc<View>,
         head: &request::Parts,
         client: Option<IpAddr>,
     ) -> Box<Self> {
-        let (started, trace) = (now(), shared.traces.of(&head.headers));
-        let Config { log, tracing, .. } = &*live.config;
+        let (started, trace) = (now(), desk.traces.of(&head.headers));
+        let Config { log, tracing, .. } = &*view.live.config;
         // In a box from the start: it goes on with the answer's body and is never moved.
         Box::new(Self {
-            shared: shared.clone(),
-            span: shared
+            view: view.clone(),
+            span: desk
+                .shared
                 .spans
                 .begin(&trace, tracing.sample, started, wall_clock),
             log_sample: log.sample,
@@ -96,7 +99,7 @@ impl Record {
             method: head.method.clone(),
             target: head.uri.clone(),
             names: Names {
-                request_id: shared.request_ids.of(&head.headers),
+                request_id: desk.request_ids.of(&head.headers),
                 trace,
             },
             operation: None,
@@ -108,6 +111,7 @@ impl Record {
             queued: None,
             upstream: None,
             overhead: None,
+            left: None,
             answered: None,
             complete: false,
             sent: 0,
@@ -178,6 +182,11 @@ impl Record {
         self.count(|metrics| metrics.answered(self.operation(), status));
     }
 
+    /// What its lane has said is left of its rate, if it has one.
+    pub fn leaves(&mut self, left: Option<Budget>) {
+        self.left = Some(left);
+    }
+
     fn operation(&self) -> Operation {
         self.operation.unwrap_or(Operation::Other)
     }
@@ -185,7 +194,7 @@ impl Record {
     fn count(&self, count: impl FnOnce(&EndpointMetrics)) {
         match &self.lane {
             Some(lane) => count(lane.metrics()),
-            None => count(&self.shared.metrics.other()),
+            None => count(&self.view.shared.metrics.other()),
         }
     }
 
@@ -226,7 +235,8 @@ impl Record {
             let timing = HeaderValue::from_bytes(self.timing().as_bytes());
             append(response.headers_mut(), SERVER_TIMING, timing);
             if answers.rate_limit_headers {
-                limit_fields::add(response.headers_mut(), lane);
+                let left = self.left.unwrap_or_else(|| lane.budget());
+                limit_fields::add(response.headers_mut(), lane.group(), left);
             }
         }
         self.overhead = self.body_read.map(|read| {
@@ -245,13 +255,12 @@ impl Record {
     /// some are.
     fn is_left_out(&self, outcome: Outcome, status: Option<u16>) -> bool {
         let well = outcome == Outcome::Forwarded && self.complete && status < Some(400);
-        let counted = || self.shared.went_well.fetch_add(1, Ordering::Relaxed);
+        let counted = || self.view.shared.went_well.fetch_add(1, Ordering::Relaxed);
         well && self.log_sample > 1 && !counted().is_multiple_of(self.log_sample)
     }
 
     fn tell(&self, span: Span, outcome: Outcome, status: Option<u16>, took: Duration) {
-        let live = self.shared.live();
-        let target = &live.config.upstream.target;
+        let target = &self.view.live.config.upstream.target;
         span.end(&Ended {
             operation: self.operation(),
             endpoint: self.endpoint(),
@@ -323,14 +332,15 @@ impl Drop for Record {
             upstream: self.upstream,
             overhead: self.overhead,
         };
-        self.shared.metrics.took(operation, outcome, &times);
+        let shared = &self.view.shared;
+        shared.metrics.took(operation, outcome, &times);
         if let Some(span) = self.span.take() {
             self.tell(span, outcome, status, times.total);
         }
-        if !self.shared.access_log.is_on() || self.is_left_out(outcome, status) {
+        if !self.view.shared.access_log.is_on() || self.is_left_out(outcome, status) {
             return;
         }
-        self.shared.access_log.write(&Entry {
+        self.view.shared.access_log.write(&Entry {
             time: wall_clock(),
             request_id: self.names.request_id(),
             trace_id: trace::id(&self.names.trace),

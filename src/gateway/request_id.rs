@@ -13,19 +13,20 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A longer name is not a name.
 const LONGEST: usize = 128;
 
-/// Names for requests that come without one: which process, and which of its requests.
+/// Names for requests that come without one: which worker of which process, and which of its
+/// requests.
 pub struct RequestIds {
     /// In hexadecimal digits.
-    process: [u8; 8],
+    worker: [u8; 8],
     made: AtomicU64,
 }
 
 impl Default for RequestIds {
     fn default() -> Self {
-        // 32 bits of chance tell processes apart well enough.
+        // 32 bits of chance tell them apart well enough.
         let chance = hex(RandomState::new().hash_one(0u8));
         Self {
-            process: *chance.last_chunk().unwrap_or(b"00000000"),
+            worker: *chance.last_chunk().unwrap_or(b"00000000"),
             made: AtomicU64::new(0),
         }
     }
@@ -44,7 +45,7 @@ impl RequestIds {
         // Eight digits, and more once they are not enough.
         let zeros = number[..8].iter().take_while(|digit| **digit == b'0');
         let mut name = [b'-'; 25];
-        name[..8].copy_from_slice(&self.process);
+        name[..8].copy_from_slice(&self.worker);
         let digits = &number[zeros.count()..];
         name[9..9 + digits.len()].copy_from_slice(digits);
         // Owned, not copied: who is told of it shares it.

@@ -310,6 +310,10 @@ impl LocalLane {
     /// The head of the final response came, and it was no 429.
     pub fn answered(&mut self, slot: &mut Slot, now: Timestamp) {
         let now = self.advance(now);
+        self.has_answer(slot, now);
+    }
+
+    fn has_answer(&mut self, slot: &mut Slot, now: Timestamp) {
         self.ledger.arrived(slot, now);
         self.lane.throttle_mut().answered(slot.taken());
         if let Some(probe) = slot.probe.take() {
@@ -351,13 +355,26 @@ impl LocalLane {
     }
 
     /// The exchange is over; its permit is free once the upstream has counted down too.
-    pub fn give_back(&mut self, mut slot: Slot, end: End, now: Timestamp) {
+    pub fn give_back(&mut self, slot: Slot, end: End, now: Timestamp) {
         let now = self.advance(now);
+        self.is_over(slot, end, now);
+    }
+
+    fn is_over(&mut self, mut slot: Slot, end: End, now: Timestamp) {
         if let Some(probe) = slot.probe.take() {
             self.lane.throttle_mut().probe_settled(probe);
         }
         let hold = self.ledger.give_back(slot, end, now);
         self.lane.estimates_mut().held(hold);
+    }
+
+    /// [`LocalLane::answered`], then [`LocalLane::give_back`] of an exchange that is complete, then
+    /// [`LocalLane::budget`], all at `now`: most answers come in one piece.
+    pub fn ended(&mut self, mut slot: Slot, now: Timestamp) -> Option<Budget> {
+        let now = self.advance(now);
+        self.has_answer(&mut slot, now);
+        self.is_over(slot, End::Complete, now);
+        self.left(now)
     }
 
     /// Another quota, capacity or mode. History, waiters and what was learnt stay.
@@ -513,6 +530,10 @@ impl LocalLane {
     /// What is left of its rate. `None`: it has none, or does not enforce it.
     pub fn budget(&mut self, now: Timestamp) -> Option<Budget> {
         let now = self.advance(now);
+        self.left(now)
+    }
+
+    fn left(&self, now: Timestamp) -> Option<Budget> {
         let enforced = self.mode == Mode::Enforce;
         let rate = self.ledger.quota().rate.filter(|_| enforced)?;
         let paused = self.paused(now);
@@ -608,6 +629,27 @@ mod tests {
         let mut went = None;
         lane.poll(at(10_020), |settled| went = Some(settled));
         assert!(matches!(went, Some(Settled::Admitted(waiter, _)) if waiter == first));
+    }
+
+    /// Nobody could tell which of the two was called.
+    #[test]
+    fn an_answer_in_one_piece_is_an_answer_and_its_end() {
+        let quota = Quota::new(Rate::new(3, Duration::from_secs(10)), NonZeroU32::new(2));
+        let lane = || LocalLane::new(quota, 10, Mode::Enforce, 1, at(0));
+        let (mut one, mut two) = (lane(), lane());
+        for now in (0..200).map(|step| at(step * 700)) {
+            let slots = [&mut one, &mut two].map(|lane| admitted(lane.ask(waiter(1), now)));
+            if let [Some(mut first), Some(second)] = slots {
+                one.sent(&mut first, now, now);
+                one.answered(&mut first, now);
+                one.give_back(first, End::Complete, now);
+                assert_eq!(two.ended(second, now), one.budget(now));
+            }
+            for lane in [&mut one, &mut two] {
+                lane.poll(now, |_| {});
+            }
+            assert_eq!(one.snapshot(now), two.snapshot(now));
+        }
     }
 
     fn went(lane: &mut LocalLane, now: Timestamp) -> usize {

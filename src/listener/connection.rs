@@ -116,14 +116,15 @@ impl Connection {
         } = self;
         let heads = Heads::new(timeouts.header, connected);
         let io = Guarded::new(socket, timeouts.write, Some(heads.clone()));
+        let begins = Begins::new(&closing);
         // Each request has the whole for the price of one count.
-        let serving = Arc::new((gateway, caller.clone(), closing.clone()));
+        let serving = Arc::new((gateway, caller.clone(), begins.clone()));
         let forward = move |request: Request<Incoming>| {
             let serving = serving.clone();
             async move {
-                let (gateway, caller, closes) = &*serving;
+                let (gateway, caller, begins) = &*serving;
                 let mut response = gateway.forward(request, caller).await;
-                if *closes.borrow() {
+                if begins.has() {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
                 }
@@ -141,7 +142,6 @@ impl Connection {
                     .max_buf_size(HEAD as usize)
                     .serve_connection(TokioIo::new(io), service)
             );
-            let seen = closing.clone();
             let mut last_call = pin!(last_call_of(&caller, &mut closing));
             let mut watched: Option<Waker> = None;
             let ended = poll_fn(|cx| {
@@ -149,11 +149,10 @@ impl Connection {
                     return Poll::Ready(Some(ended));
                 }
                 // Until it begins there is nothing to ask: whom it wakes then, it knows.
-                let begins = *seen.borrow() || seen.has_changed().is_err();
                 let knows = watched
                     .as_ref()
                     .is_some_and(|who| who.will_wake(cx.waker()));
-                if knows && !begins {
+                if knows && !begins.has() {
                     return Poll::Pending;
                 }
                 watched = Some(cx.waker().clone());
@@ -234,6 +233,30 @@ impl Connection {
                 streams.idle(timeouts.header).await;
             } => Ok(()),
         }
+    }
+}
+
+/// Whether the end of a connection has begun, for who asks often: to read a `watch` is to write to
+/// what all threads share, to ask whether it has changed is not.
+#[derive(Clone)]
+struct Begins {
+    from_the_start: bool,
+    closing: watch::Receiver<bool>,
+}
+
+impl Begins {
+    fn new(closing: &watch::Receiver<bool>) -> Self {
+        let mut closing = closing.clone();
+        let from_the_start = *closing.borrow_and_update();
+        Self {
+            from_the_start,
+            closing,
+        }
+    }
+
+    /// It only ever changes once. If nobody could say so any more, that says it too.
+    fn has(&self) -> bool {
+        self.from_the_start || self.closing.has_changed().unwrap_or(true)
     }
 }
 
