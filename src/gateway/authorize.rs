@@ -70,7 +70,8 @@ impl Recent {
                 found.store(0, Ordering::Relaxed);
             }
         }
-        self.place(credential).store(credential.0, Ordering::Relaxed);
+        self.place(credential)
+            .store(credential.0, Ordering::Relaxed);
     }
 }
 

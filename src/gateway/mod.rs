@@ -34,6 +34,7 @@ pub mod feedback;
 pub mod limit_fields;
 pub mod answer;
 pub mod record;
+pub mod shelf;
 pub mod stack;
 
 use std::sync::Arc;
@@ -191,6 +192,7 @@ impl Gateway {
         fields::spare(std::mem::take(&mut head.headers));
         let ends = answered.as_ref().is_err_and(Rejection::ends_the_connection);
         let mut response = record.finish(answered, &view.live.config.answers);
+        response.body_mut().ends_with(caller);
         if ends || asked.waits() {
             caller.leave_unread();
             let close = HeaderValue::from_static("close");
@@ -225,9 +227,10 @@ impl Gateway {
             None => shared.accepted.credential(&head.headers),
             Some(_) => None,
         };
-        let flow = shared
-            .admission
-            .flow(caller.origin(), shared.accepted.known(credential, &desk.recent));
+        let flow = shared.admission.flow(
+            caller.origin(),
+            shared.accepted.known(credential, &desk.recent),
+        );
 
         let terms = Terms {
             max_body: policy.max_body,
@@ -297,9 +300,7 @@ impl Gateway {
             let answered = sent.map_err(|error| blame(&payload, error))?;
             let status = answered.0.status().as_u16();
             record.upstream_answered(status);
-            shared
-                .accepted
-                .answered(credential, status, &desk.recent);
+            shared.accepted.answered(credential, status, &desk.recent);
             match feedback::judge(answered, &view.ahead, repeats).await? {
                 Judged::Answer(answer, left) => {
                     if let Some(left) = left {

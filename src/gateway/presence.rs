@@ -1,8 +1,10 @@
-//! Whether a client is still there, where hyper cannot tell.
+//! Whether a client is still there.
 //!
-//! hyper drops a request's future once it reads the client's end, but it does not read past bytes
-//! that nobody has asked for: the rest of a body that is not all here, or a request sent behind this
-//! one. The kernel says of a socket that its other side is closed whatever is still unread.
+//! To find that out hyper reads on while a request is under way, into memory that it asks for with each
+//! request, and past bytes that nobody has asked for it does not read: the rest of a body that is not
+//! all here, or a request sent behind this one. The kernel says of a socket that its other side is
+//! closed without a read, and whatever is still unread. So of HTTP/1 in the clear it is asked here,
+//! wherever something is waited for; TLS hides its end in its bytes, and HTTP/2 always reads on.
 
 use std::io;
 use std::net::IpAddr;
@@ -42,6 +44,10 @@ pub struct Socket(Arc<Shared>);
 struct Shared {
     stream: Mutex<Stream>,
     framing: Framing,
+    /// Whether it is asked here, and not by hyper.
+    asked: bool,
+    /// It has closed its side: an answer would have no reader.
+    gone: AtomicBool,
     unread: AtomicBool,
     /// Of those who looked after it before, as many as ever did at once, and still set: most requests end within a tick, and to set
     /// a timer may cost a system call.
@@ -49,15 +55,18 @@ struct Shared {
 }
 
 impl Caller {
-    /// The client at the other side of `stream`.
-    pub fn new(address: Option<IpAddr>, stream: Stream) -> (Self, Socket) {
+    /// The client at the other side of `stream`. `http1`: by which it speaks.
+    pub fn new(address: Option<IpAddr>, stream: Stream, http1: bool) -> (Self, Socket) {
         let name = match &stream {
             Stream::Plain(_) => None,
             Stream::Tls(tls) => tls.client_certificate().and_then(name),
         };
+        let asked = http1 && !stream.is_tls();
         let shared = Arc::new(Shared {
             stream: Mutex::new(stream),
             framing: Framing::default(),
+            asked,
+            gone: AtomicBool::new(false),
             unread: AtomicBool::new(false),
             alarms: Mutex::default(),
         });
@@ -107,6 +116,19 @@ impl Caller {
         read.map_ok(|()| buffer.filled().len())
     }
 
+    /// Whether hyper need not find out by reading that it has closed its side.
+    pub fn is_asked(&self) -> bool {
+        self.shared.asked
+    }
+
+    /// Ready once it has closed its side, where that is to be asked.
+    pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.shared.poll_closed(&mut self.shared.stream.lock(), cx) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+
     /// Whether it has closed its side. Half closed is closed: an answer would have no reader.
     pub fn is_gone(&self) -> bool {
         self.shared.stream.lock().is_closed()
@@ -143,6 +165,14 @@ impl Future for Gone<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { caller, alarm } = &mut *self;
+        if caller.shared.asked {
+            let closed = caller.shared.stream.lock().poll_closed(cx);
+            if ready!(closed) {
+                caller.shared.gone.store(true, Ordering::Relaxed);
+                return Poll::Ready(());
+            }
+            // Something is unread, and nobody is told what comes behind it.
+        }
         let alarm = match alarm {
             Some(alarm) => alarm,
             None if caller.is_gone() => return Poll::Ready(()),
@@ -181,6 +211,34 @@ fn name(certificate: &[u8]) -> Option<Arc<[u8]>> {
     (!name.is_empty()).then(|| name.into())
 }
 
+impl Shared {
+    /// Whether its client is known to be gone, where that is to be asked; if not, `cx` hears of it.
+    fn poll_closed(&self, stream: &mut Stream, cx: &mut Context<'_>) -> bool {
+        if self.asked && stream.poll_closed(cx) == Poll::Ready(true) {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Writes, if there is anybody to write to: hyper waits for whoever does not read.
+    fn poll_write<R>(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        let gone = || Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        if self.gone.load(Ordering::Relaxed) {
+            return gone();
+        }
+        let mut stream = self.stream.lock();
+        let written = write(Pin::new(&mut *stream), cx);
+        if written.is_pending() && self.poll_closed(&mut stream, cx) {
+            return gone();
+        }
+        written
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -203,7 +261,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_write(cx, bytes)
+        self.0
+            .poll_write(cx, |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -211,7 +270,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_write_vectored(cx, slices)
+        self.0
+            .poll_write(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -219,7 +279,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_flush(cx)
+        self.0.poll_write(cx, |stream, cx| stream.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -239,7 +299,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, accepted) = tokio::join!(client, listener.accept());
         let stream = Stream::Plain(Plain::Tcp(accepted.unwrap().0));
-        let (caller, socket) = Caller::new(None, stream);
+        let (caller, socket) = Caller::new(None, stream, false);
         (caller, socket, client.unwrap())
     }
 

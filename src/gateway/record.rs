@@ -18,10 +18,12 @@ use crate::access_log::entry::Entry;
 use crate::admission::lane::LaneCell;
 use crate::config::Config;
 use crate::config::process::Answers;
+use crate::gateway::ahead::Cutoff;
 use crate::gateway::answer::{Lane, Rejection};
 use crate::gateway::body::{Answer, Cut};
 use crate::gateway::desk::{Desk, View};
 use crate::gateway::limit_fields;
+use crate::gateway::presence::Caller;
 use crate::gateway::request_id::X_REQUEST_ID;
 use crate::gateway::trace;
 use crate::limit::local::Budget;
@@ -72,7 +74,8 @@ pub struct Record {
     overhead: Option<Duration>,
     /// What is left of its lane's rate, if the lane has said so.
     left: Option<Option<Budget>>,
-    answered: Option<(Outcome, u16)>,
+    /// How it ended, and what its client was answered; nothing, if it was gone before.
+    answered: Option<(Outcome, Option<u16>)>,
     complete: bool,
     sent: u64,
 }
@@ -214,6 +217,7 @@ impl Record {
         answered: Result<Response<Answer>, Rejection>,
         answers: &Answers,
     ) -> Response<Recorded> {
+        let gone = matches!(answered, Err(Rejection::ClientGone));
         let (outcome, mut response) = match answered {
             Ok(mut response) => {
                 // Room for what is said here, and for a `Connection`, at once.
@@ -243,10 +247,12 @@ impl Record {
             let known = self.queued.unwrap_or_default() + self.upstream.unwrap_or_default();
             now().saturating_duration_since(read).saturating_sub(known)
         });
-        self.answered = Some((outcome, response.status().as_u16()));
+        let status = Some(response.status().as_u16()).filter(|_| !gone);
+        self.answered = Some((outcome, status));
         self.count(|metrics| metrics.ended(self.operation(), outcome));
         response.map(|answer| Recorded {
             answer,
+            client: None,
             record: Some(self),
         })
     }
@@ -315,7 +321,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let operation = self.operation();
         let (outcome, status) = match self.answered {
-            Some((outcome, status)) => (outcome, Some(status)),
+            Some(answered) => answered,
             None => {
                 // Dropped on the way: by a panic, or because the client is gone.
                 let outcome = match std::thread::panicking() {
@@ -385,6 +391,8 @@ impl Drop for Waits<'_> {
 /// An answer's body; the record closes with it.
 pub struct Recorded {
     answer: Answer,
+    /// Whose end ends it while there is nothing of it to be written.
+    client: Option<Caller>,
     record: Option<Box<Record>>,
 }
 
@@ -393,7 +401,17 @@ impl From<Answer> for Recorded {
     fn from(answer: Answer) -> Self {
         Self {
             answer,
+            client: None,
             record: None,
+        }
+    }
+}
+
+impl Recorded {
+    /// Its client is looked after while it is waited for, where hyper does not.
+    pub fn ends_with(&mut self, caller: &Caller) {
+        if caller.is_asked() && matches!(self.answer, Answer::Passing(_)) {
+            self.client = Some(caller.clone());
         }
     }
 }
@@ -406,7 +424,11 @@ impl Body for Recorded {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let frame = ready!(Pin::new(&mut self.answer).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut self.answer).poll_frame(cx) else {
+            let client = self.client.as_ref();
+            ready!(client.map_or(Poll::Pending, |client| client.poll_gone(cx)));
+            return Poll::Ready(Some(Err(Cutoff::Gone.into())));
+        };
         if let Some(record) = &mut self.record {
             match &frame {
                 Some(Ok(frame)) => record.sent += frame.data_ref().map_or(0, |d| d.len() as u64),

@@ -10,6 +10,7 @@ use tower::{Layer, Service};
 
 use crate::gateway::answer::Rejection;
 use crate::gateway::record::Recorded;
+use crate::gateway::shelf::Boxed;
 
 /// Answers 500 where the service beneath panics.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,7 @@ pub struct Caught<S> {
 impl<S, R> Service<R> for Caught<S>
 where
     S: Service<R, Response = Response<Recorded>>,
+    S::Future: Send + 'static,
 {
     type Response = Response<Recorded>;
     type Error = S::Error;
@@ -43,30 +45,30 @@ where
     fn call(&mut self, request: R) -> Self::Future {
         // In a box: an idle connection has no room for a request's whole way.
         Catching {
-            inner: Some(Box::pin(self.inner.call(request))),
+            inner: Some(Boxed::new(self.inner.call(request))),
         }
     }
 }
 
-pub struct Catching<F> {
+pub struct Catching<F: Send + 'static> {
     /// `None` once it has panicked: what is left of it is not to be touched again.
-    inner: Option<Pin<Box<F>>>,
+    inner: Option<Boxed<F>>,
 }
 
 impl<F, E> Future for Catching<F>
 where
-    F: Future<Output = Result<Response<Recorded>, E>>,
+    F: Future<Output = Result<Response<Recorded>, E>> + Send + 'static,
 {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(inner) = &mut self.inner else {
+        let Some(inner) = self.inner.as_mut().and_then(Boxed::as_pin_mut) else {
             return Poll::Ready(Ok(Rejection::Internal
                 .answer(None, None)
                 .map(Recorded::from)));
         };
         // Nothing the future borrows outlives it; what it shares is behind locks that unwind well.
-        match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(cx))) {
+        match catch_unwind(AssertUnwindSafe(|| inner.poll(cx))) {
             Ok(polled) => polled,
             Err(_panic) => {
                 tracing::error!("a request's way panicked; its client was answered 500");

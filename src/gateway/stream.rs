@@ -4,7 +4,7 @@
 
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf, Ready};
@@ -106,6 +106,17 @@ impl Stream {
         };
         // Nothing is unread where nothing was heard: whoever reads hears of it first.
         plain.heard().is_some_and(|ready| ready.is_read_closed())
+    }
+
+    /// Ready once its client has closed its side, or has sent what nobody reads: whether it has closed.
+    /// Behind TLS nobody can tell.
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Stream::Plain(plain) = self else {
+            return Poll::Ready(false);
+        };
+        let readable = ready!(either!(&*plain, stream => stream.poll_read_ready(cx)));
+        let closed = |ready: Ready| ready.is_read_closed();
+        Poll::Ready(readable.is_err() || plain.heard().is_some_and(closed))
     }
 
     /// Whether its client has sent what nobody has read yet.

@@ -87,7 +87,7 @@ impl Connection {
             return;
         };
         let says_its_end = stream.is_tls();
-        let (caller, socket) = Caller::new(peer, stream);
+        let (caller, socket) = Caller::new(peer, stream, version == Version::Http1);
         let connected_to = says_its_end.then(|| caller.clone());
         let served = match version {
             Version::Http1 => self.http1(caller, socket, connected).await,
@@ -138,6 +138,7 @@ impl Connection {
                 http1::Builder::new()
                     .timer(heads.clone())
                     .header_read_timeout(timeouts.keep_alive)
+                    .half_close(caller.is_asked())
                     .max_header_size(HEAD as usize)
                     .max_buf_size(HEAD as usize)
                     .serve_connection(TokioIo::new(io), service)

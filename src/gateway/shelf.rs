@@ -1,0 +1,78 @@
+//! Boxes that are used again: a request's way and its record are larger than what allocators keep at
+//! hand, and to ask for their memory costs more than to classify a request.
+
+use std::any::{Any, TypeId};
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// Boxes of one kind that one thread keeps at most: as many as it has requests at once, mostly.
+const KEPT: usize = 256;
+
+type Place<T> = Pin<Box<Option<T>>>;
+
+thread_local! {
+    /// This thread's shelves, by what they are for: there are two or three.
+    static SHELVES: RefCell<Vec<(TypeId, Arc<dyn Any + Send + Sync>)>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Shelf<T>(Mutex<Vec<Place<T>>>);
+
+impl<T: Send + 'static> Shelf<T> {
+    /// This thread's. A thread that is ending has none any more: a new one does as well.
+    fn here() -> Arc<Self> {
+        let find = |shelves: &RefCell<Vec<(TypeId, Arc<dyn Any + Send + Sync>)>>| {
+            let mut shelves = shelves.borrow_mut();
+            let known = shelves.iter().find(|(kind, _)| *kind == TypeId::of::<T>());
+            if let Some(shelf) = known.and_then(|(_, shelf)| shelf.clone().downcast().ok()) {
+                return shelf;
+            }
+            let shelf = Arc::new(Self(Mutex::default()));
+            shelves.push((TypeId::of::<T>(), shelf.clone()));
+            shelf
+        };
+        let shelf = SHELVES.try_with(find);
+        shelf.unwrap_or_else(|_| Arc::new(Self(Mutex::default())))
+    }
+}
+
+/// A value in a box that goes back to its shelf.
+pub struct Boxed<T: Send + 'static> {
+    /// `None` once it is on its way back.
+    place: Option<Place<T>>,
+    shelf: Arc<Shelf<T>>,
+}
+
+impl<T: Send + 'static> Boxed<T> {
+    /// Puts it into a box of this thread's.
+    pub fn new(value: T) -> Self {
+        let shelf = Shelf::here();
+        let spare = shelf.0.lock().pop();
+        let mut place = spare.unwrap_or_else(|| Box::pin(None));
+        place.set(Some(value));
+        Self {
+            place: Some(place),
+            shelf,
+        }
+    }
+
+    /// What is in it; it never moves.
+    pub fn as_pin_mut(&mut self) -> Option<Pin<&mut T>> {
+        self.place.as_mut()?.as_mut().as_pin_mut()
+    }
+}
+
+impl<T: Send + 'static> Drop for Boxed<T> {
+    fn drop(&mut self) {
+        let Some(mut place) = self.place.take() else {
+            return;
+        };
+        place.set(None);
+        let mut shelf = self.shelf.0.lock();
+        if shelf.len() < KEPT {
+            shelf.push(place);
+        }
+    }
+}
