@@ -1,12 +1,14 @@
 //! The access log: a line a request, written in batches by a thread of its own.
 //!
-//! Nobody who serves waits for whoever reads it. When what is not yet written passes [`CAPACITY`],
-//! lines are thrown away and counted.
+//! Nobody who serves waits for whoever reads it, nor for another who serves: each thread hands its
+//! lines in at a shard, where they keep their order, and the writer empties all shards. When what is
+//! not yet written passes a shard's [`CAPACITY`], lines are thrown away and counted.
 
 pub mod entry;
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -14,9 +16,12 @@ use prometheus::IntCounter;
 
 use crate::access_log::entry::Entry;
 use crate::config::process::LogFormat;
+use crate::metrics::spread;
 
-/// Bytes that may wait to be written: a second of a busy gateway.
-const CAPACITY: usize = 4 << 20;
+/// Threads past it share a shard with an earlier one.
+const SHARDS: usize = 4;
+/// Bytes that may wait to be written in each shard: in all, a second of a busy gateway.
+const CAPACITY: usize = (4 << 20) / SHARDS;
 /// Lines are gathered for this long before they are written together.
 const BATCH: Duration = Duration::from_millis(50);
 /// At the end of the process what is left gets this long.
@@ -28,14 +33,21 @@ pub struct AccessLog(Option<Arc<Queue>>);
 struct Queue {
     format: LogFormat,
     dropped: IntCounter,
+    shards: [Shard; SHARDS],
     state: Mutex<State>,
+    /// Whether the writer will look at every shard again before it sleeps. Changed only while `state`
+    /// is locked, so that nobody wakes it between its look and its sleep.
+    awake: AtomicBool,
     filled: Condvar,
     written: Condvar,
 }
 
+/// Lines not yet written. `None`: nobody would write them any more. Locked after `state`, if both are.
+#[repr(align(128))]
+struct Shard(Mutex<Option<Vec<u8>>>);
+
 #[derive(Default)]
 struct State {
-    lines: Vec<u8>,
     closing: bool,
     over: bool,
 }
@@ -53,7 +65,9 @@ impl AccessLog {
         let queue = Arc::new(Queue {
             format,
             dropped,
+            shards: std::array::from_fn(|_| Shard(Mutex::new(Some(Vec::new())))),
             state: Mutex::default(),
+            awake: AtomicBool::new(false),
             filled: Condvar::new(),
             written: Condvar::new(),
         });
@@ -92,43 +106,80 @@ impl AccessLog {
 impl Queue {
     /// `false`: there is no room, or nobody who would write it.
     fn keep(&self, line: &[u8]) -> bool {
-        let mut state = self.state.lock();
-        if state.lines.len() >= CAPACITY || state.over {
-            return false;
-        }
-        if state.lines.is_empty() {
+        let Shard(shard) = &self.shards[spread::turn() % SHARDS];
+        let mut shard = shard.lock();
+        let lines = match &mut *shard {
+            Some(lines) if lines.len() < CAPACITY => lines,
+            _ => return false,
+        };
+        let first = lines.is_empty();
+        lines.extend_from_slice(line);
+        drop(shard);
+        // Had the writer looked before this line came, it would be seen asleep here. Whoever adds to
+        // what is there need not ask: the first line has.
+        if first && !self.awake.load(Relaxed) {
+            let _state = self.state.lock();
+            self.awake.store(true, Relaxed);
             self.filled.notify_one();
         }
-        state.lines.extend_from_slice(line);
         true
     }
 
     fn run(&self, mut sink: impl Write) {
-        let mut batch = Vec::new();
+        let mut lines = Vec::new();
         loop {
-            let closing = {
-                let mut state = self.state.lock();
-                let idle = |state: &mut State| state.lines.is_empty() && !state.closing;
-                self.filled.wait_while(&mut state, idle);
-                // The rest of the batch comes meanwhile.
-                let open = |state: &mut State| !state.closing;
-                self.filled.wait_while_for(&mut state, open, BATCH);
-                std::mem::swap(&mut batch, &mut state.lines);
-                state.closing
-            };
-            let written = sink.write_all(&batch).and_then(|()| sink.flush());
-            batch.clear();
+            let closing = self.gather();
+            let written = self.write(&mut lines, closing, &mut sink);
             if let Err(error) = &written {
                 tracing::warn!(%error, "the access log cannot be written any more");
             }
-            let mut state = self.state.lock();
-            if written.is_err() || (closing && state.lines.is_empty()) {
-                state.over = true;
-                state.lines = Vec::new();
+            if closing || written.is_err() {
+                for Shard(shard) in &self.shards {
+                    *shard.lock() = None;
+                }
+                self.state.lock().over = true;
                 self.written.notify_all();
                 return;
             }
         }
+    }
+
+    /// Waits for a batch. `true`: it is the last one.
+    fn gather(&self) -> bool {
+        let mut state = self.state.lock();
+        // First this, then a look: a line that comes after the look finds the writer asleep.
+        self.awake.store(false, Relaxed);
+        if self.is_empty() {
+            let idle = |state: &mut State| !self.awake.load(Relaxed) && !state.closing;
+            self.filled.wait_while(&mut state, idle);
+        }
+        self.awake.store(true, Relaxed);
+        // The rest of the batch comes meanwhile.
+        let open = |state: &mut State| !state.closing;
+        self.filled.wait_while_for(&mut state, open, BATCH);
+        state.closing
+    }
+
+    fn is_empty(&self) -> bool {
+        let empty = |Shard(shard): &Shard| shard.lock().as_ref().is_none_or(Vec::is_empty);
+        self.shards.iter().all(empty)
+    }
+
+    /// Writes what each shard holds. The buffers go round: `lines` is empty before and after.
+    fn write(&self, lines: &mut Vec<u8>, last: bool, sink: &mut impl Write) -> io::Result<()> {
+        for Shard(shard) in &self.shards {
+            {
+                let mut shard = shard.lock();
+                let Some(held) = &mut *shard else { continue };
+                std::mem::swap(held, lines);
+                if last {
+                    *shard = None;
+                }
+            }
+            sink.write_all(lines)?;
+            lines.clear();
+        }
+        sink.flush()
     }
 }
 
@@ -236,6 +287,59 @@ mod tests {
         let (stuck, _, _never_read) = log(LogFormat::Text);
         stuck.write(&entry("/v2/ep/run"));
         stuck.close();
+    }
+
+    #[test]
+    fn every_line_of_every_thread_comes_out_once_and_whole_and_in_its_order() {
+        const THREADS: usize = 2 * SHARDS;
+        const EACH: usize = 500;
+        let (access, dropped, lines) = log(LogFormat::Text);
+        let reader = std::thread::spawn(move || lines.iter().flatten().collect());
+        std::thread::scope(|threads| {
+            for thread in 0..THREADS {
+                let access = &access;
+                threads.spawn(move || {
+                    for nth in 0..EACH {
+                        access.write(&entry(&format!("/{thread}/{nth}")));
+                    }
+                });
+            }
+        });
+        access.close();
+        access.write(&entry("/too/late"));
+        assert_eq!(dropped.get(), 1);
+
+        let text = String::from_utf8(reader.join().unwrap()).unwrap();
+        let mut next = [0; THREADS];
+        for line in text.lines() {
+            let path = line.split(' ').nth(3).unwrap();
+            let (thread, nth) = path[1..].split_once('/').unwrap();
+            let next = &mut next[thread.parse::<usize>().unwrap()];
+            assert_eq!(nth, next.to_string());
+            *next += 1;
+            assert!(
+                line.starts_with("1970-") && line.ends_with(" trace=4bf9"),
+                "{line}"
+            );
+        }
+        assert_eq!(next, [EACH; THREADS]);
+    }
+
+    #[test]
+    fn a_line_into_an_empty_queue_wakes_the_writer_whichever_thread_it_comes_from() {
+        let (access, _, lines) = log(LogFormat::Text);
+        for _ in 0..SHARDS {
+            let mut awaited = 0;
+            std::thread::scope(|threads| {
+                for _ in 0..2 {
+                    threads.spawn(|| access.write(&entry("/v2/ep/run")));
+                }
+            });
+            while awaited < 2 {
+                let written = lines.recv_timeout(Duration::from_secs(10)).unwrap();
+                awaited += written.iter().filter(|&&byte| byte == b'\n').count();
+            }
+        }
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use std::sync::OnceLock;
 
-use prometheus::{Counter, IntCounter};
+use prometheus::IntCounter;
 
 use crate::limit::ladder::Cause;
 use crate::metrics::Metrics;
+use crate::metrics::spread::Counter;
 use crate::operation::{Group, Operation};
 use crate::outcome::Outcome;
 
@@ -31,14 +32,14 @@ pub struct EndpointMetrics {
 
 /// All that can come of one operation: the first of them brings the others, at zero.
 struct Counters {
-    requests: [IntCounter; Outcome::ALL.len()],
-    responses: [IntCounter; CLASSES.len()],
+    requests: [Counter; Outcome::ALL.len()],
+    responses: [Counter; CLASSES.len()],
 }
 
 /// All that a lane can count.
 struct GroupCounters {
     throttled: [IntCounter; CAUSES.len()],
-    idle: Counter,
+    idle: prometheus::Counter,
 }
 
 /// What has been counted for one endpoint label and group so far, for those who only look.

@@ -6,6 +6,7 @@
 
 pub mod endpoint;
 pub mod lanes;
+pub mod spread;
 pub mod times;
 
 use std::collections::HashMap;
@@ -38,8 +39,8 @@ pub struct Metrics {
 
 struct Families {
     registry: Registry,
-    requests: IntCounterVec,
-    responses: IntCounterVec,
+    requests: spread::CounterVec,
+    responses: spread::CounterVec,
     throttled: IntCounterVec,
     shadow: IntCounterVec,
     idle: CounterVec,
@@ -77,6 +78,9 @@ impl Metrics {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             declared(r, IntCounterVec::new(Opts::new(name, help), labels))
         };
+        let spread_counters = |name: &str, help: &str, labels: &[&str]| {
+            declared(r, spread::counters(name, help, labels))
+        };
         r.register(Box::new(ProcessCollector::for_self()))?;
         let build = IntGaugeVec::new(
             Opts::new("podgate_build_info", "Always 1; which podgate this is."),
@@ -92,12 +96,12 @@ impl Metrics {
         )?;
         let reloads = ["taken", "refused"].map(|result| reloads.with_label_values(&[result]));
         let families = Families {
-            requests: counters(
+            requests: spread_counters(
                 "podgate_requests_total",
                 "Requests by how they ended.",
                 &["operation", "endpoint", "outcome"],
             )?,
-            responses: counters(
+            responses: spread_counters(
                 "podgate_upstream_responses_total",
                 "Answers of the upstream by class of status.",
                 &["operation", "endpoint", "status"],

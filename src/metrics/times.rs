@@ -3,22 +3,23 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, Registry};
+use prometheus::Registry;
 
+use crate::metrics::spread::{self, Histogram, HistogramVec};
 use crate::metrics::{Metrics, declared};
 use crate::operation::Operation;
 use crate::outcome::Outcome;
 
 /// From a status poll on the same continent to the longest hold there is (contract, section 1.3).
-const REQUEST: [f64; 14] = [
+pub(super) const REQUEST: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 90.0, 300.0,
 ];
 /// Up to twice the longest wait of the preset.
-const WAIT: [f64; 13] = [
+pub(super) const WAIT: [f64; 13] = [
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0,
 ];
 /// What podgate itself costs: tens of microseconds, unless the machine is busy.
-const OVERHEAD: [f64; 11] = [
+pub(super) const OVERHEAD: [f64; 11] = [
     0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25,
 ];
 /// How requests end that have waited, mostly: on the page from the start.
@@ -55,8 +56,7 @@ pub(super) struct Histograms {
 impl Histograms {
     pub(super) fn declare(registry: &Registry) -> prometheus::Result<Self> {
         let family = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
-            let options = HistogramOpts::new(name, help).buckets(buckets.into());
-            declared(registry, HistogramVec::new(options, labels))
+            declared(registry, spread::histograms(name, help, buckets, labels))
         };
         let by_operation = |family: HistogramVec| {
             Operation::ALL.map(|operation| family.with_label_values(&[operation.name()]))
@@ -109,16 +109,15 @@ impl Metrics {
     pub fn took(&self, operation: Operation, outcome: Outcome, times: &Times) {
         let histograms = &self.families.times;
         let index = operation as usize;
-        histograms.request[index].observe(times.total.as_secs_f64());
+        histograms.request[index].observe(times.total);
         if let Some(queued) = times.queued {
-            let histogram = histograms.waited(operation, outcome);
-            histogram.observe(queued.as_secs_f64());
+            histograms.waited(operation, outcome).observe(queued);
         }
         if let Some(upstream) = times.upstream {
-            histograms.upstream[index].observe(upstream.as_secs_f64());
+            histograms.upstream[index].observe(upstream);
         }
         if let Some(overhead) = times.overhead {
-            histograms.overhead[index].observe(overhead.as_secs_f64());
+            histograms.overhead[index].observe(overhead);
         }
     }
 }
