@@ -64,14 +64,13 @@ pub fn number(number: impl Into<u64>, to: &mut impl Sink) {
     to.put(itoa::Buffer::new().format(number.into()).as_bytes());
 }
 
-/// The last `N` decimal digits, with leading zeros.
-pub fn digits<const N: usize>(mut number: u32) -> [u8; N] {
-    let mut digits = [b'0'; N];
-    for digit in digits.iter_mut().rev() {
-        *digit += u8::try_from(number % 10).unwrap_or_default();
-        number /= 10;
-    }
-    digits
+/// The last `N` decimal digits, up to nine, with leading zeros.
+pub fn digits<const N: usize>(number: u32) -> [u8; N] {
+    let above = const { 10u32.pow(N as u32) };
+    // One digit more, so that there are `N` whatever they are.
+    let mut buffer = itoa::Buffer::new();
+    let text = buffer.format(above + number % above).as_bytes();
+    *text.last_chunk().unwrap_or(&[b'0'; N])
 }
 
 /// Sixteen hexadecimal digits.

@@ -140,7 +140,7 @@ impl Rejection {
     /// `lane` is the one that decided, if it came so far.
     pub fn answer(
         &self,
-        request_id: Option<&HeaderValue>,
+        request_id: Option<&str>,
         lane: Option<Lane<'_>>,
     ) -> Response<Answer> {
         let status = self.status();
@@ -164,7 +164,7 @@ impl Rejection {
         if let Some(wait) = wait {
             problem["retry_after"] = wait.into();
         }
-        if let Some(request_id) = request_id.and_then(|id| id.to_str().ok()) {
+        if let Some(request_id) = request_id {
             problem["request_id"] = request_id.into();
         }
         if let (Rejection::Shed(_), Some(lane)) = (self, lane) {

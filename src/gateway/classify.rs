@@ -31,6 +31,9 @@ pub enum Unclassified {
     Unserved,
 }
 
+/// What stands before an endpoint's id.
+pub const PREFIX: &str = "/v2/";
+
 /// The methods that any operation takes.
 pub const METHODS: &str = "GET, POST, PUT, PATCH, DELETE";
 
@@ -88,7 +91,7 @@ pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, U
     if path.as_bytes().windows(2).any(|two| two == b"//") {
         return Err(Unclassified::EmptySegment);
     }
-    let rest = path.strip_prefix("/v2/").ok_or(Unclassified::NoRoute(
+    let rest = path.strip_prefix(PREFIX).ok_or(Unclassified::NoRoute(
         "it does not begin with /v2/{endpoint}/",
     ))?;
     let (endpoint, rest) = cut(rest, b'/').ok_or(Unclassified::NoRoute("it names no operation"))?;

@@ -196,7 +196,7 @@ impl Exchange {
 
     fn over<R>(self: Box<Self>, give_back: impl FnOnce(Permit) -> R) -> R {
         let Self {
-            connection,
+            mut connection,
             sending,
             permit,
             pool,
@@ -209,6 +209,7 @@ impl Exchange {
         // The rest of a request has nobody to read it, and nobody asked for more of an answer.
         let clean = rest.is_empty() && connection.unread.is_empty();
         if sending.is_sent() && clean && !last {
+            connection.head = sending.into_front();
             pool.keep(connection);
         }
         given_back

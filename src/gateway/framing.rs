@@ -166,6 +166,9 @@ impl Reader {
                     };
                     let (last, rest) = (&bytes[..end], &bytes[end + 1..]);
                     bytes = rest;
+                    if self.state == State::Fields && self.line.length == 0 && frames_nothing(last) {
+                        continue;
+                    }
                     let read = match self.line.length {
                         0 => self.read(&Ended::whole(last, request_line)),
                         _ => {
@@ -248,6 +251,12 @@ impl Reader {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a line of a head, whole but for its line feed, ends as it should and is of none of the fields
+/// that are read here: so are nearly all.
+fn frames_nothing(line: &[u8]) -> bool {
+    matches!(line, [first, .., b'\r'] if !matches!(first | 0x20, b'c' | b't'))
 }
 
 /// The value of a field line, if it is of the field `name`.

@@ -16,7 +16,7 @@ const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// Longer than either field: a group's name, and two numbers of up to 20 digits.
-const LONGEST: usize = 80;
+pub const LONGEST: usize = 80;
 
 /// Policies of which the field is kept: those of a configuration that most requests meet.
 const KEPT: usize = 32;
@@ -26,19 +26,12 @@ thread_local! {
     static POLICIES: RefCell<Vec<(Group, Rate, HeaderValue)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Says what is left of the rate of a group's lane, if it has one that binds.
-pub fn add(headers: &mut HeaderMap, group: Group, budget: Option<Budget>) {
-    let Some(budget) = budget else { return };
-    let left = left(group, &budget);
-    let left = HeaderValue::from_bytes(left.as_bytes());
-    for (name, value) in [
-        (RATE_LIMIT_POLICY, policy(group, budget.rate)),
-        (RATE_LIMIT, left.ok()),
-    ] {
-        if let Some(value) = value {
-            headers.append(name, value);
-        }
+/// Says by what policy a group's lane goes, and what [`left`] has said is left of it.
+pub fn add(headers: &mut HeaderMap, group: Group, rate: Rate, left: HeaderValue) {
+    if let Some(policy) = policy(group, rate) {
+        headers.append(RATE_LIMIT_POLICY, policy);
     }
+    headers.append(RATE_LIMIT, left);
 }
 
 fn policy(group: Group, rate: Rate) -> Option<HeaderValue> {
@@ -52,9 +45,10 @@ fn policy(group: Group, rate: Rate) -> Option<HeaderValue> {
             (&b";q="[..], rate.requests().into()),
             (b";w=", seconds(rate.period())),
         ];
+        let mut said = Short::<LONGEST>::new();
+        field(group, text, &mut said);
         // Owned, not copied: each answer shares it.
-        let text = Bytes::from_owner(field(group, text));
-        let field = HeaderValue::from_maybe_shared(text).ok()?;
+        let field = HeaderValue::from_maybe_shared(Bytes::from_owner(said)).ok()?;
         if kept.len() >= KEPT {
             kept.clear();
         }
@@ -64,21 +58,20 @@ fn policy(group: Group, rate: Rate) -> Option<HeaderValue> {
     POLICIES.try_with(find).ok().flatten()
 }
 
-fn left(group: Group, budget: &Budget) -> Short<LONGEST> {
+/// What is left of a lane's rate, as `RateLimit` says it.
+pub fn left(group: Group, budget: &Budget, to: &mut impl Sink) {
     let (remaining, reset) = (budget.remaining.into(), seconds(budget.reset));
-    field(group, [(b";r=", remaining), (b";t=", reset)])
+    field(group, [(b";r=", remaining), (b";t=", reset)], to);
 }
 
-fn field(group: Group, parameters: [(&[u8], u64); 2]) -> Short<LONGEST> {
-    let mut field = Short::new();
-    field.put(b"\"");
-    field.put(group.name().as_bytes());
-    field.put(b"\"");
+fn field(group: Group, parameters: [(&[u8], u64); 2], to: &mut impl Sink) {
+    to.put(b"\"");
+    to.put(group.name().as_bytes());
+    to.put(b"\"");
     for (name, value) in parameters {
-        field.put(name);
-        number(value, &mut field);
+        to.put(name);
+        number(value, to);
     }
-    field
 }
 
 /// Whole seconds, rounded up: nothing is there before it is said to be.
@@ -99,8 +92,9 @@ mod tests {
                 remaining,
                 reset: Duration::from_millis(reset),
             };
-            let field = left(Group::Run, &budget);
-            String::from_utf8(field.as_bytes().into()).unwrap()
+            let mut field = Vec::new();
+            super::left(Group::Run, &budget, &mut field);
+            String::from_utf8(field).unwrap()
         };
         assert_eq!(policy(Group::Run, rate).unwrap(), r#""run";q=1000;w=10"#);
         assert_eq!(left(12, 9_500), r#""run";r=12;t=10"#);

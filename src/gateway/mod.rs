@@ -2,6 +2,7 @@
 
 pub mod stream;
 pub mod presence;
+pub mod named;
 pub mod request_id;
 pub mod trace;
 pub mod framing;
@@ -221,7 +222,7 @@ impl Gateway {
         let GroupVerdict::Policy(policy) = config.group(endpoint, group) else {
             return Err(Rejection::OtherRejected);
         };
-        record.classified(operation);
+        record.classified(operation, endpoint);
         // With a key of our own in its place the upstream accepts whatever a client makes up.
         let credential = match live.authorization {
             None => shared.accepted.credential(&head.headers),
@@ -290,9 +291,9 @@ impl Gateway {
                 return Err(Rejection::ClientGone);
             }
             record.tries(&mut names);
-            let request = || {
+            let request = |spare| {
                 let body = payload.outgoing()?;
-                Some(request(view, head, target, &names, body))
+                Some(request(view, head, target, &names, body, spare))
             };
             let goes = record.goes();
             let sent = live.upstream(desk.worker).send(permit, request, how).await;
@@ -321,20 +322,21 @@ fn request(
     target: &PathAndQuery,
     names: &Names,
     body: Outgoing,
+    spare: Vec<u8>,
 ) -> Message {
     let live = &view.live;
     let prefix = &live.config.upstream.target.prefix;
-    let mut written = Head::new(&head.method, prefix, target.as_str());
+    let mut written = Head::new(spare, &head.method, prefix, target.as_str());
     let own = [
-        (HOST, Says::Us(&live.host)),
-        (X_REQUEST_ID, Says::Us(&names.request_id)),
-        (TRACEPARENT, Says::Us(&names.trace)),
+        (HOST, Says::Us(live.host.as_bytes())),
+        (X_REQUEST_ID, Says::Us(names.request_id.as_bytes())),
+        (TRACEPARENT, Says::Us(names.trace.as_bytes())),
         match trace::keeps_its_state(&head.headers, &names.trace) {
             true => (TRACESTATE, Says::Client),
             false => (TRACESTATE, Says::Nobody),
         },
         match &live.authorization {
-            Some(authorization) => (AUTHORIZATION, Says::Us(authorization)),
+            Some(authorization) => (AUTHORIZATION, Says::Us(authorization.as_bytes())),
             None => (AUTHORIZATION, Says::Client),
         },
     ];

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep};
 
@@ -23,7 +23,7 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// How often those that wait are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The largest buffer that one keeps while it waits, in bytes.
+/// The largest buffers that one keeps while it waits, in bytes.
 const LARGEST_KEPT: usize = 16 * 1024;
 
 /// One connection, and what is kept with it between two exchanges.
@@ -31,6 +31,8 @@ pub struct Connection {
     pub stream: Stream,
     /// Bytes that were read and not understood yet.
     pub unread: BytesMut,
+    /// Memory for the head of a request.
+    pub head: Vec<u8>,
     pub alarm: Alarm,
     made: Instant,
 }
@@ -40,6 +42,7 @@ impl Connection {
         Self {
             stream,
             unread: BytesMut::new(),
+            head: Vec::new(),
             alarm: Alarm::default(),
             made: now(),
         }
@@ -47,6 +50,12 @@ impl Connection {
 
     /// Whether its other side is there and has said nothing unasked, as far as the runtime has heard.
     fn is_quiet(&mut self) -> bool {
+        // Most often it has heard of nothing, and can say so without a read.
+        if let Stream::Plain(stream) = &self.stream
+            && stream.try_io(Interest::READABLE, || Ok(())).is_err()
+        {
+            return true;
+        }
         let mut byte = [0];
         // TLS has words of its own, which are taken on the way. Unconstrained: a task that has had
         // its turn would be told that there is nothing.
@@ -122,6 +131,9 @@ impl Pool {
         let now = now();
         if connection.unread.capacity() > LARGEST_KEPT {
             connection.unread = BytesMut::new();
+        }
+        if connection.head.capacity() > LARGEST_KEPT {
+            connection.head = Vec::new();
         }
         let mut idle = self.idle.lock();
         if idle.all.len() >= KEPT || self.is_old(&connection, now) {

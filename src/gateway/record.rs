@@ -21,15 +21,17 @@ use crate::config::process::Answers;
 use crate::gateway::ahead::Cutoff;
 use crate::gateway::answer::{Lane, Rejection};
 use crate::gateway::body::{Answer, Cut};
+use crate::gateway::classify::PREFIX;
 use crate::gateway::desk::{Desk, View};
 use crate::gateway::limit_fields;
+use crate::gateway::named::Named;
 use crate::gateway::presence::Caller;
 use crate::gateway::request_id::X_REQUEST_ID;
 use crate::gateway::trace;
 use crate::limit::local::Budget;
 use crate::metrics::endpoint::EndpointMetrics;
 use crate::metrics::times::Times;
-use crate::operation::Operation;
+use crate::operation::{Group, Operation};
 use crate::otlp::{Ended, Span, Stage};
 use crate::outcome::Outcome;
 use crate::text::{Millis, Short, Sink, number};
@@ -40,15 +42,8 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// By what a request is found in logs, here and upstream.
 #[derive(Clone, Debug)]
 pub struct Names {
-    pub request_id: HeaderValue,
-    pub trace: HeaderValue,
-}
-
-impl Names {
-    /// Whatever stands in a field by that name can stand in a log.
-    fn request_id(&self) -> &str {
-        std::str::from_utf8(self.request_id.as_bytes()).unwrap_or_default()
-    }
+    pub request_id: Named,
+    pub trace: Named,
 }
 
 /// One request's record. Dropped, it is closed: without an answer the client is gone.
@@ -63,6 +58,8 @@ pub struct Record {
     /// Of requests that went well, one in so many has its line.
     log_sample: u64,
     operation: Option<Operation>,
+    /// Bytes of its endpoint's id.
+    endpoint: usize,
     lane: Option<Arc<LaneCell>>,
     received: u64,
     body_read: Option<Instant>,
@@ -95,7 +92,7 @@ impl Record {
             span: desk
                 .shared
                 .spans
-                .begin(&trace, tracing.sample, started, wall_clock),
+                .begin(trace.as_str(), tracing.sample, started, wall_clock),
             log_sample: log.sample,
             started,
             client,
@@ -106,6 +103,7 @@ impl Record {
                 trace,
             },
             operation: None,
+            endpoint: 0,
             lane: None,
             received: 0,
             body_read: None,
@@ -127,8 +125,9 @@ impl Record {
     }
 
     /// It is forwarded if it may be.
-    pub fn classified(&mut self, operation: Operation) {
+    pub fn classified(&mut self, operation: Operation, endpoint: &str) {
         self.operation = Some(operation);
+        self.endpoint = endpoint.len();
     }
 
     /// The lane that says whether it may go.
@@ -162,7 +161,7 @@ impl Record {
     pub fn tries(&mut self, names: &mut Names) {
         self.tries += 1;
         if let Some(span) = &mut self.span {
-            names.trace = span.tries();
+            names.trace = Named::Given(span.tries());
         }
     }
 
@@ -204,11 +203,8 @@ impl Record {
     /// The second segment of the path, where that is an endpoint's id.
     fn endpoint(&self) -> Option<&str> {
         self.operation?;
-        let path = self.target.path();
-        let mut slashes = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/');
-        let (before, _) = slashes.nth(1)?;
-        let end = slashes.next().map_or(path.len(), |(end, _)| end);
-        path.get(before + 1..end)
+        let rest = self.target.path().get(PREFIX.len()..)?;
+        rest.get(..self.endpoint)
     }
 
     /// Finishes the answer: its fields say who spoke, what it took and what is left.
@@ -229,19 +225,18 @@ impl Record {
             Err(rejection) => {
                 let lane = self.lane.as_deref().zip(self.endpoint());
                 let lane = lane.map(|(lane, endpoint)| Lane { lane, endpoint });
-                let mut response = rejection.answer(Some(&self.names.request_id), lane);
+                let mut response = rejection.answer(Some(self.names.request_id.as_str()), lane);
                 let headers = response.headers_mut();
-                headers.insert(X_REQUEST_ID, self.names.request_id.clone());
+                headers.insert(X_REQUEST_ID, self.names.request_id.field());
                 (rejection.outcome(), response)
             }
         };
         if let Some(lane) = &self.lane {
-            let timing = HeaderValue::from_bytes(self.timing().as_bytes());
-            append(response.headers_mut(), SERVER_TIMING, timing);
-            if answers.rate_limit_headers {
-                let left = self.left.unwrap_or_else(|| lane.budget());
-                limit_fields::add(response.headers_mut(), lane.group(), left);
-            }
+            let left = match answers.rate_limit_headers {
+                true => self.left.unwrap_or_else(|| lane.budget()),
+                false => None,
+            };
+            self.tell_client(response.headers_mut(), lane.group(), left);
         }
         self.overhead = self.body_read.map(|read| {
             let known = self.queued.unwrap_or_default() + self.upstream.unwrap_or_default();
@@ -270,7 +265,7 @@ impl Record {
         span.end(&Ended {
             operation: self.operation(),
             endpoint: self.endpoint(),
-            request_id: self.names.request_id(),
+            request_id: self.names.request_id.as_str(),
             method: self.method.as_str(),
             path: self.target.path(),
             client: self.client,
@@ -283,16 +278,28 @@ impl Record {
         });
     }
 
-    /// `Server-Timing`: milliseconds in the queue and upstream.
-    fn timing(&self) -> Short<96> {
-        let mut timing = Short::new();
-        timing.put(b"queue;dur=");
-        Millis(self.queued.unwrap_or_default()).put(&mut timing);
+    /// `Server-Timing`, milliseconds in the queue and upstream, and what is `left` of the lane's rate.
+    fn tell_client(&self, headers: &mut HeaderMap, group: Group, left: Option<Budget>) {
+        // One after the other in the same memory: to ask for it costs more than to write to it.
+        let mut said = Short::<{ 96 + limit_fields::LONGEST }>::new();
+        said.put(b"queue;dur=");
+        Millis(self.queued.unwrap_or_default()).put(&mut said);
         if let Some(upstream) = self.upstream {
-            timing.put(b", upstream;dur=");
-            Millis(upstream).put(&mut timing);
+            said.put(b", upstream;dur=");
+            Millis(upstream).put(&mut said);
         }
-        timing
+        let timing = said.as_bytes().len();
+        if let Some(budget) = &left {
+            limit_fields::left(group, budget, &mut said);
+        }
+        let mut left_field = Bytes::from_owner(said);
+        let timing = left_field.split_to(timing);
+        append(headers, SERVER_TIMING, HeaderValue::from_maybe_shared(timing));
+        if let Some(budget) = left
+            && let Ok(left) = HeaderValue::from_maybe_shared(left_field)
+        {
+            limit_fields::add(headers, group, budget.rate, left);
+        }
     }
 }
 
@@ -348,7 +355,7 @@ impl Drop for Record {
         }
         self.view.shared.access_log.write(&Entry {
             time: wall_clock(),
-            request_id: self.names.request_id(),
+            request_id: self.names.request_id.as_str(),
             trace_id: trace::id(&self.names.trace),
             client: self.client,
             method: self.method.as_str(),

@@ -3,10 +3,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::text::hex;
+use crate::gateway::named::Named;
+use crate::text::{Short, Sink, hex};
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -34,24 +34,23 @@ impl Default for RequestIds {
 
 impl RequestIds {
     /// What the client calls its request, if that can stand in a log, or a new name.
-    pub fn of(&self, headers: &HeaderMap) -> HeaderValue {
-        let given = headers.get(X_REQUEST_ID).filter(|given| is_name(given));
-        given.cloned().unwrap_or_else(|| self.next())
+    pub fn of(&self, headers: &HeaderMap) -> Named {
+        match headers.get(X_REQUEST_ID).filter(|given| is_name(given)) {
+            Some(given) => Named::Given(given.clone()),
+            None => Named::Made(self.next()),
+        }
     }
 
-    fn next(&self) -> HeaderValue {
+    fn next<const N: usize>(&self) -> Short<N> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let number = hex(number);
         // Eight digits, and more once they are not enough.
         let zeros = number[..8].iter().take_while(|digit| **digit == b'0');
-        let mut name = [b'-'; 25];
-        name[..8].copy_from_slice(&self.worker);
-        let digits = &number[zeros.count()..];
-        name[9..9 + digits.len()].copy_from_slice(digits);
-        // Owned, not copied: who is told of it shares it.
-        let name = Bytes::from_owner(name).split_to(9 + digits.len());
-        // Hexadecimal digits and a dash can stand in a field.
-        HeaderValue::from_maybe_shared(name).unwrap_or(HeaderValue::from_static("none"))
+        let mut name = Short::new();
+        for part in [&self.worker[..], b"-", &number[zeros.count()..]] {
+            name.put(part);
+        }
+        name
     }
 }
 
@@ -64,7 +63,7 @@ fn is_name(given: &HeaderValue) -> bool {
 mod tests {
     use super::*;
 
-    fn of(given: &[u8]) -> HeaderValue {
+    fn of(given: &[u8]) -> Named {
         let mut headers = HeaderMap::new();
         let given = HeaderValue::from_bytes(given).unwrap();
         headers.insert(X_REQUEST_ID, given);
@@ -73,13 +72,13 @@ mod tests {
 
     #[test]
     fn a_client_may_name_its_request() {
-        assert_eq!(of(b"job-1/a:b"), "job-1/a:b");
+        assert_eq!(of(b"job-1/a:b").as_str(), "job-1/a:b");
     }
 
     #[test]
     fn what_is_no_name_is_replaced() {
         for given in [&b""[..], b"a b", b"\xff\xfe", &[b'x'; 129]] {
-            let name = of(given);
+            let name = of(given).field();
             assert_eq!(name.len(), 17, "{name:?}");
             assert!(is_name(&name));
         }
@@ -95,7 +94,7 @@ mod tests {
         ] {
             ids.made.store(made, Ordering::Relaxed);
             let name = ids.of(&HeaderMap::new());
-            let (process, number) = name.to_str().unwrap().split_at(8);
+            let (process, number) = name.as_str().split_at(8);
             assert_eq!(number, end);
             assert!(process.bytes().all(|digit| digit.is_ascii_hexdigit()));
         }
@@ -105,10 +104,10 @@ mod tests {
     fn no_two_requests_have_one_name() {
         let ids = RequestIds::default();
         let none = HeaderMap::new();
-        assert_ne!(ids.of(&none), ids.of(&none));
+        assert_ne!(ids.of(&none).field(), ids.of(&none).field());
         assert_ne!(
-            RequestIds::default().of(&none),
-            RequestIds::default().of(&none)
+            RequestIds::default().of(&none).field(),
+            RequestIds::default().of(&none).field()
         );
     }
 }

@@ -120,6 +120,11 @@ impl Sending {
         matches!(self.body, Outgoing::Streamed(_))
     }
 
+    /// What its head was written in, or what came last before a piece of its body.
+    pub fn into_front(self) -> Vec<u8> {
+        self.front
+    }
+
     /// The request again, if nothing of it was written.
     pub fn unwritten(self) -> Option<Message> {
         let Self {

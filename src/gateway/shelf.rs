@@ -46,12 +46,12 @@ pub struct Boxed<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> Boxed<T> {
-    /// Puts it into a box of this thread's.
-    pub fn new(value: T) -> Self {
+    /// Puts what `make` makes into a box of this thread's.
+    pub fn with(make: impl FnOnce() -> T) -> Self {
         let shelf = Shelf::here();
         let spare = shelf.0.lock().pop();
         let mut place = spare.unwrap_or_else(|| Box::pin(None));
-        place.set(Some(value));
+        place.set(Some(make()));
         Self {
             place: Some(place),
             shelf,

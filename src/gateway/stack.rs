@@ -45,7 +45,7 @@ where
     fn call(&mut self, request: R) -> Self::Future {
         // In a box: an idle connection has no room for a request's whole way.
         Catching {
-            inner: Some(Boxed::new(self.inner.call(request))),
+            inner: Some(Boxed::with(|| self.inner.call(request))),
         }
     }
 }

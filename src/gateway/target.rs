@@ -56,6 +56,17 @@ pub fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
     text.get(..place).zip(text.get(place + 1..))
 }
 
+/// Whether a byte can stand in a host's name.
+const NAMES: [bool; 256] = {
+    let mut names = [false; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        names[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        byte += 1;
+    }
+    names
+};
+
 /// A host with or without a port, and nothing else (RFC 3986, section 3.2, without what no host is
 /// called).
 pub fn is_authority(text: &str) -> bool {
@@ -75,9 +86,8 @@ pub fn is_authority(text: &str) -> bool {
         }
         None => cut(text, b':').unwrap_or((text, "")),
     };
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     !host.is_empty()
-        && host.bytes().all(named)
+        && host.bytes().all(|byte| NAMES[usize::from(byte)])
         && port.len() <= 5
         && port.bytes().all(|byte| byte.is_ascii_digit())
 }

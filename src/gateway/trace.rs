@@ -4,10 +4,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::text::hex;
+use crate::gateway::named::Named;
+use crate::text::{Short, Sink, hex};
 
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -38,27 +38,23 @@ impl Default for Traces {
 impl Traces {
     /// The trace of a request, as the upstream is told of it: the client's `traceparent`, if it says
     /// what it should, or a new one.
-    pub fn of(&self, headers: &HeaderMap) -> HeaderValue {
+    pub fn of(&self, headers: &HeaderMap) -> Named {
         let mut given = headers.get_all(TRACEPARENT).iter();
         match (given.next(), given.next()) {
-            (Some(given), None) if is_sound(given.as_bytes()) => given.clone(),
+            (Some(given), None) if is_sound(given.as_bytes()) => Named::Given(given.clone()),
             _ => self.next(),
         }
     }
 
-    fn next(&self) -> HeaderValue {
+    fn next(&self) -> Named {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let [high, low, span] = self.seeds.map(|seed| hex(spread(seed, number).max(1)));
         // Not sampled: whoever records it writes one of its own (`otlp`).
-        let mut made = [b'-'; LENGTH];
-        made[..2].copy_from_slice(b"00");
-        made[LENGTH - 2..].copy_from_slice(b"00");
-        for (from, part) in [(3, high), (19, low), (36, span)] {
-            made[from..from + part.len()].copy_from_slice(&part);
+        let mut made = Short::new();
+        for part in [&b"00-"[..], &high, &low, b"-", &span, b"-00"] {
+            made.put(part);
         }
-        // Owned, not copied: who is told of it shares it. Digits and dashes can stand in a field.
-        HeaderValue::from_maybe_shared(Bytes::from_owner(made))
-            .unwrap_or(HeaderValue::from_static(""))
+        Named::Made(made)
     }
 }
 
@@ -71,17 +67,24 @@ fn spread(seed: u64, number: u64) -> u64 {
 }
 
 /// Whether what a client says of the state of its trace belongs to this one.
-pub fn keeps_its_state(headers: &HeaderMap, trace: &HeaderValue) -> bool {
-    headers.get(TRACEPARENT).map(id_bytes) == Some(id_bytes(trace))
+pub fn keeps_its_state(headers: &HeaderMap, trace: &Named) -> bool {
+    match trace {
+        // One made here is nobody else's.
+        Named::Made(_) => false,
+        Named::Given(trace) => {
+            let given = headers.get(TRACEPARENT).map(HeaderValue::as_bytes);
+            given.map(id_bytes) == Some(id_bytes(trace.as_bytes()))
+        }
+    }
 }
 
 /// The id by which the trace is found.
-pub fn id(trace: &HeaderValue) -> &str {
-    std::str::from_utf8(id_bytes(trace)).unwrap_or_default()
+pub fn id(trace: &Named) -> &str {
+    std::str::from_utf8(id_bytes(trace.as_bytes())).unwrap_or_default()
 }
 
-fn id_bytes(trace: &HeaderValue) -> &[u8] {
-    trace.as_bytes().get(TRACE_ID).unwrap_or_default()
+fn id_bytes(trace: &[u8]) -> &[u8] {
+    trace.get(TRACE_ID).unwrap_or_default()
 }
 
 /// Version, trace, span and flags, in lower-case hexadecimal digits; later versions may say more.
@@ -109,6 +112,10 @@ mod tests {
     const SOUND: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     fn of(fields: &[&str]) -> HeaderValue {
+        named(fields).field()
+    }
+
+    fn named(fields: &[&str]) -> Named {
         let mut headers = HeaderMap::new();
         for field in fields {
             headers.append(TRACEPARENT, HeaderValue::from_str(field).expect("a field"));
@@ -122,8 +129,7 @@ mod tests {
         for field in [SOUND, &later] {
             assert_eq!(of(&[field]), field);
         }
-        let field = HeaderValue::from_static(SOUND);
-        assert_eq!(id(&field), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(id(&named(&[SOUND])), "4bf92f3577b34da6a3ce929d0e0e4736");
     }
 
     #[test]
@@ -155,7 +161,7 @@ mod tests {
     #[test]
     fn no_two_are_alike() {
         let traces = Traces::default();
-        let made: std::collections::HashSet<_> = (0..1_000).map(|_| traces.next()).collect();
+        let made: std::collections::HashSet<_> = (0..1_000).map(|_| traces.next().field()).collect();
         assert_eq!(made.len(), 1_000);
     }
 
@@ -163,10 +169,11 @@ mod tests {
     fn the_state_of_another_trace_does_not_stay() {
         let mut headers = HeaderMap::new();
         headers.insert(TRACEPARENT, HeaderValue::from_static(SOUND));
-        let keeps = |trace: &HeaderValue| keeps_its_state(&headers, trace);
-        assert!(keeps(&HeaderValue::from_static(SOUND)));
+        let given = |trace| Named::Given(HeaderValue::from_static(trace));
+        let keeps = |trace: &Named| keeps_its_state(&headers, trace);
+        assert!(keeps(&given(SOUND)));
         let below = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b8-01";
-        assert!(keeps(&HeaderValue::from_static(below)));
+        assert!(keeps(&given(below)));
         assert!(!keeps(&Traces::default().next()));
         assert!(!keeps_its_state(
             &HeaderMap::new(),

@@ -92,7 +92,8 @@ impl Upstream {
     }
 
     /// Sends one request and waits for the head of its answer, `patience` from when it was sent
-    /// whole. `request` makes it, once there is a connection for it, and none once it returns `None`;
+    /// whole. `request` makes it in the memory it is given, once there is a connection for it, and none
+    /// once it returns `None`;
     /// it goes on another connection only while nothing was written. `how`: what else is to be known
     /// of it.
     ///
@@ -101,7 +102,7 @@ impl Upstream {
     pub async fn send(
         &self,
         mut permit: Permit,
-        request: impl FnOnce() -> Option<Message>,
+        request: impl FnOnce(Vec<u8>) -> Option<Message>,
         how: How,
     ) -> Result<(Response<()>, Box<Exchange>), UpstreamError> {
         let mut last = UpstreamError::Broke("no try was left".into());
@@ -118,16 +119,17 @@ impl Upstream {
                 // In a box: every request's way would have room for it, and few dial.
                 None => Box::pin(self.shared.connect()).await?,
             };
-            let message = unsent
-                .take()
-                .or_else(|| request.take().and_then(|make| make()));
+            let Taken {
+                mut connection,
+                distrusted,
+            } = taken;
+            let message = unsent.take().or_else(|| {
+                let spare = std::mem::take(&mut connection.head);
+                request.take().and_then(|make| make(spare))
+            });
             let Some(message) = message else {
                 return Err(last);
             };
-            let Taken {
-                connection,
-                distrusted,
-            } = taken;
             let pool = self.shared.pool.clone();
             let exchange = Exchange::new(connection, permit, message, distrusted, pool);
             // Handed on from here by its address: it is large.

@@ -114,7 +114,7 @@ impl Spans {
     /// and of the others for one in `sample`, for none if that is 0.
     pub fn begin(
         &self,
-        trace: &HeaderValue,
+        trace: &str,
         sample: u64,
         started: Instant,
         wall_clock: fn() -> SystemTime,

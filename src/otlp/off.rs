@@ -22,7 +22,7 @@ impl Spans {
 
     pub fn begin(
         &self,
-        _: &HeaderValue,
+        _: &str,
         _: u64,
         _: Instant,
         _: fn() -> SystemTime,

@@ -58,8 +58,7 @@ pub(super) struct Given {
 }
 
 impl Given {
-    pub fn read(field: &HeaderValue) -> Option<Self> {
-        let field = field.to_str().ok()?;
+    pub fn read(field: &str) -> Option<Self> {
         Some(Self {
             trace: TraceId::from_hex(field.get(3..35)?).ok()?,
             span: SpanId::from_hex(field.get(36..52)?).ok()?,

@@ -6,13 +6,16 @@ use http::{HeaderName, Method};
 /// The head of a request under way.
 pub struct Head(Vec<u8>);
 
-/// Room for a head of the usual size, in bytes: as large as what allocators keep at hand.
+/// Room for a head of the usual size, in bytes.
 const USUAL: usize = 1_000;
 
 impl Head {
-    /// `prefix` and `target` are what is asked for: visible ASCII, without a fragment.
-    pub fn new(method: &Method, prefix: &str, target: &str) -> Self {
-        let mut bytes = Vec::with_capacity(USUAL);
+    /// `prefix` and `target` are what is asked for: visible ASCII, without a fragment. Written into
+    /// `spare`, whatever is in it.
+    pub fn new(spare: Vec<u8>, method: &Method, prefix: &str, target: &str) -> Self {
+        let mut bytes = spare;
+        bytes.clear();
+        bytes.reserve(USUAL);
         let line = [method.as_str(), " ", prefix, target, " HTTP/1.1\r\n"];
         line.iter()
             .for_each(|part| bytes.extend_from_slice(part.as_bytes()));
@@ -58,7 +61,7 @@ mod tests {
     use super::*;
 
     fn head(method: &Method, length: Option<u64>) -> String {
-        let mut head = Head::new(method, "/base", "/v2/ep/run?a=b");
+        let mut head = Head::new(Vec::new(), method, "/base", "/v2/ep/run?a=b");
         head.field("host", b"up");
         String::from_utf8(head.before(length, method)).unwrap()
     }
