@@ -1,8 +1,9 @@
 //! The access log: a line a request, written in batches by a thread of its own.
 //!
 //! Nobody who serves waits for whoever reads it, nor for another who serves: each thread hands its
-//! lines in at a shard, where they keep their order, and the writer empties all shards. When what is
-//! not yet written passes a shard's [`CAPACITY`], lines are thrown away and counted.
+//! lines in at a shard, and the writer empties all shards at once and puts their lines in the order in
+//! which requests ended. When what is not yet written passes a shard's [`CAPACITY`], lines are thrown
+//! away and counted.
 
 pub mod entry;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
+use tokio::time::Instant;
 
 use crate::access_log::entry::Entry;
 use crate::config::process::LogFormat;
@@ -44,7 +46,44 @@ struct Queue {
 
 /// Lines not yet written. `None`: nobody would write them any more. Locked after `state`, if both are.
 #[repr(align(128))]
-struct Shard(Mutex<Option<Vec<u8>>>);
+struct Shard(Mutex<Option<Lines>>);
+
+/// Lines one after the other.
+#[derive(Default)]
+struct Lines {
+    text: Vec<u8>,
+    /// When each one's request ended, and where in the text its line does.
+    ends: Vec<(Instant, usize)>,
+}
+
+impl Lines {
+    fn push(&mut self, ended: Instant, line: &[u8]) {
+        self.text.extend_from_slice(line);
+        self.ends.push((ended, self.text.len()));
+    }
+
+    fn clear(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+    }
+}
+
+/// All lines of all shards in the order of their ends; those of one shard stay in theirs.
+fn merge(shards: &[Lines; SHARDS], to: &mut Vec<u8>) {
+    let mut next = [0; SHARDS];
+    let ended = |shard: usize, next: &[usize; SHARDS]| {
+        let end = shards[shard].ends.get(next[shard]);
+        end.map(|(ended, _)| (*ended, shard))
+    };
+    while let Some((_, shard)) = (0..SHARDS).filter_map(|shard| ended(shard, &next)).min() {
+        let Lines { text, ends } = &shards[shard];
+        let start = next[shard]
+            .checked_sub(1)
+            .map_or(0, |before| ends[before].1);
+        to.extend_from_slice(&text[start..ends[next[shard]].1]);
+        next[shard] += 1;
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -65,7 +104,7 @@ impl AccessLog {
         let queue = Arc::new(Queue {
             format,
             dropped,
-            shards: std::array::from_fn(|_| Shard(Mutex::new(Some(Vec::new())))),
+            shards: std::array::from_fn(|_| Shard(Mutex::new(Some(Lines::default())))),
             state: Mutex::default(),
             awake: AtomicBool::new(false),
             filled: Condvar::new(),
@@ -86,7 +125,7 @@ impl AccessLog {
     /// Hands a line in.
     pub fn write(&self, entry: &Entry<'_>) {
         let Some(queue) = &self.0 else { return };
-        let kept = entry.with_line(queue.format, |line| queue.keep(line));
+        let kept = entry.with_line(queue.format, |line| queue.keep(entry.ended, line));
         if !kept.unwrap_or(false) {
             queue.dropped.inc();
         }
@@ -105,15 +144,15 @@ impl AccessLog {
 
 impl Queue {
     /// `false`: there is no room, or nobody who would write it.
-    fn keep(&self, line: &[u8]) -> bool {
+    fn keep(&self, ended: Instant, line: &[u8]) -> bool {
         let Shard(shard) = &self.shards[spread::turn() % SHARDS];
         let mut shard = shard.lock();
         let lines = match &mut *shard {
-            Some(lines) if lines.len() < CAPACITY => lines,
+            Some(lines) if lines.text.len() < CAPACITY => lines,
             _ => return false,
         };
-        let first = lines.is_empty();
-        lines.extend_from_slice(line);
+        let first = lines.ends.is_empty();
+        lines.push(ended, line);
         drop(shard);
         // Had the writer looked before this line came, it would be seen asleep here. Whoever adds to
         // what is there need not ask: the first line has.
@@ -126,10 +165,14 @@ impl Queue {
     }
 
     fn run(&self, mut sink: impl Write) {
-        let mut lines = Vec::new();
+        let (mut taken, mut batch) = Default::default();
         loop {
             let closing = self.gather();
-            let written = self.write(&mut lines, closing, &mut sink);
+            self.take(&mut taken, closing);
+            merge(&taken, &mut batch);
+            taken.iter_mut().for_each(Lines::clear);
+            let written = sink.write_all(&batch).and_then(|()| sink.flush());
+            batch.clear();
             if let Err(error) = &written {
                 tracing::warn!(%error, "the access log cannot be written any more");
             }
@@ -161,25 +204,23 @@ impl Queue {
     }
 
     fn is_empty(&self) -> bool {
-        let empty = |Shard(shard): &Shard| shard.lock().as_ref().is_none_or(Vec::is_empty);
+        let empty = |lines: &Lines| lines.ends.is_empty();
+        let empty = |Shard(shard): &Shard| shard.lock().as_ref().is_none_or(empty);
         self.shards.iter().all(empty)
     }
 
-    /// Writes what each shard holds. The buffers go round: `lines` is empty before and after.
-    fn write(&self, lines: &mut Vec<u8>, last: bool, sink: &mut impl Write) -> io::Result<()> {
-        for Shard(shard) in &self.shards {
-            {
-                let mut shard = shard.lock();
-                let Some(held) = &mut *shard else { continue };
-                std::mem::swap(held, lines);
-                if last {
-                    *shard = None;
-                }
+    /// Takes what all shards hold, in one moment: no line is taken before another whose request had
+    /// ended before its own. The buffers go round: `taken` is empty before.
+    fn take(&self, taken: &mut [Lines; SHARDS], last: bool) {
+        let mut shards = self.shards.each_ref().map(|Shard(shard)| shard.lock());
+        for (shard, taken) in shards.iter_mut().zip(taken) {
+            if let Some(held) = &mut **shard {
+                std::mem::swap(held, taken);
             }
-            sink.write_all(lines)?;
-            lines.clear();
+            if last {
+                **shard = None;
+            }
         }
-        sink.flush()
     }
 }
 
@@ -323,6 +364,35 @@ mod tests {
             );
         }
         assert_eq!(next, [EACH; THREADS]);
+    }
+
+    #[test]
+    fn lines_stand_in_the_order_in_which_requests_ended() {
+        const LINES: usize = 2_000;
+        let (access, _, lines) = log(LogFormat::Text);
+        let reader = std::thread::spawn(move || lines.iter().flatten().collect());
+        // Each thread waits for the one before: what one has seen end ended before.
+        let next = Mutex::new(0);
+        std::thread::scope(|threads| {
+            for _ in 0..2 * SHARDS {
+                threads.spawn(|| {
+                    loop {
+                        let mut next = next.lock();
+                        if *next == LINES {
+                            return;
+                        }
+                        access.write(&entry(&format!("/{next}")));
+                        *next += 1;
+                        drop(next);
+                        std::thread::yield_now();
+                    }
+                });
+            }
+        });
+        access.close();
+        let text = String::from_utf8(reader.join().unwrap()).unwrap();
+        let paths = text.lines().map(|line| line.split(' ').nth(3).unwrap());
+        assert!(paths.eq((0..LINES).map(|line| format!("/{line}"))));
     }
 
     #[test]

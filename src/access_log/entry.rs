@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use crate::config::process::LogFormat;
 use crate::text::{Harmless, Quoted, Seconds, Short, Sink, digits, number};
 
@@ -17,6 +19,8 @@ const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
 
 /// One request, as its line tells it. Never a query, a body or a credential: they may be secret.
 pub struct Entry<'a> {
+    /// Lines stand in the order of these.
+    pub ended: Instant,
     pub time: SystemTime,
     pub request_id: &'a str,
     pub trace_id: &'a str,
@@ -280,6 +284,7 @@ pub(super) mod tests {
             let [request_id, trace_id, method] = &texts;
             let [queued, upstream, total] = micros.map(|micros| Duration::from_micros(micros.into()));
             let entry = Entry {
+                ended: now(),
                 time: SystemTime::UNIX_EPOCH + Duration::from_millis(millis),
                 request_id,
                 trace_id,
@@ -328,8 +333,14 @@ pub(super) mod tests {
         assert!(late.with_line(LogFormat::Json, <[u8]>::len).is_err());
     }
 
+    #[expect(clippy::disallowed_methods, reason = "lines are handed in as they end")]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
     pub fn entry(path: &str) -> Entry<'_> {
         Entry {
+            ended: now(),
             time: SystemTime::UNIX_EPOCH,
             request_id: "r-1",
             trace_id: "4bf9",

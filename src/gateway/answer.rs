@@ -138,11 +138,7 @@ impl Rejection {
 
     /// The answer, as the SDKs can read it: a problem object (RFC 9457) whose `status` is a number.
     /// `lane` is the one that decided, if it came so far.
-    pub fn answer(
-        &self,
-        request_id: Option<&str>,
-        lane: Option<Lane<'_>>,
-    ) -> Response<Answer> {
+    pub fn answer(&self, request_id: Option<&str>, lane: Option<Lane<'_>>) -> Response<Answer> {
         let status = self.status();
         let outcome = self.outcome().name();
         let mut problem = json!({

@@ -166,7 +166,8 @@ impl Reader {
                     };
                     let (last, rest) = (&bytes[..end], &bytes[end + 1..]);
                     bytes = rest;
-                    if self.state == State::Fields && self.line.length == 0 && frames_nothing(last) {
+                    if self.state == State::Fields && self.line.length == 0 && frames_nothing(last)
+                    {
                         continue;
                     }
                     let read = match self.line.length {

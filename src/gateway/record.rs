@@ -294,7 +294,11 @@ impl Record {
         }
         let mut left_field = Bytes::from_owner(said);
         let timing = left_field.split_to(timing);
-        append(headers, SERVER_TIMING, HeaderValue::from_maybe_shared(timing));
+        append(
+            headers,
+            SERVER_TIMING,
+            HeaderValue::from_maybe_shared(timing),
+        );
         if let Some(budget) = left
             && let Ok(left) = HeaderValue::from_maybe_shared(left_field)
         {
@@ -339,8 +343,9 @@ impl Drop for Record {
                 (outcome, None)
             }
         };
+        let ended = now();
         let times = Times {
-            total: now().saturating_duration_since(self.started),
+            total: ended.saturating_duration_since(self.started),
             queued: self.queued,
             upstream: self.upstream,
             overhead: self.overhead,
@@ -354,6 +359,7 @@ impl Drop for Record {
             return;
         }
         self.view.shared.access_log.write(&Entry {
+            ended,
             time: wall_clock(),
             request_id: self.names.request_id.as_str(),
             trace_id: trace::id(&self.names.trace),

@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn no_two_are_alike() {
         let traces = Traces::default();
-        let made: std::collections::HashSet<_> = (0..1_000).map(|_| traces.next().field()).collect();
+        let made: std::collections::HashSet<_> =
+            (0..1_000).map(|_| traces.next().field()).collect();
         assert_eq!(made.len(), 1_000);
     }
 

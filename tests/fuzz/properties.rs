@@ -232,7 +232,10 @@ pub fn fields(data: &[u8]) {
     }
     let (host, hop) = (HeaderValue::from_static("up.example"), Hop::fresh());
     let towards_upstream = |given: &HeaderMap| {
-        let own = [(HOST, Says::Us(host.as_bytes())), (AUTHORIZATION, Says::Client)];
+        let own = [
+            (HOST, Says::Us(host.as_bytes())),
+            (AUTHORIZATION, Says::Client),
+        ];
         let mut up = HeaderMap::new();
         fields::towards_upstream(given, version, &hop, &own, |name, value| {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
