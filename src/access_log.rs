@@ -22,8 +22,8 @@ use crate::metrics::spread;
 
 /// Threads past it share a shard with an earlier one.
 const SHARDS: usize = 4;
-/// Bytes that may wait to be written in each shard: in all, a second of a busy gateway.
-const CAPACITY: usize = (4 << 20) / SHARDS;
+/// Bytes that may wait to be written in each shard: some batches of a thread that is never idle.
+const CAPACITY: usize = 4 << 20;
 /// Lines are gathered for this long before they are written together.
 const BATCH: Duration = Duration::from_millis(50);
 /// At the end of the process what is left gets this long.

@@ -71,8 +71,7 @@ pub struct Record {
     overhead: Option<Duration>,
     /// What is left of its lane's rate, if the lane has said so.
     left: Option<Option<Budget>>,
-    /// How it ended, and what its client was answered; nothing, if it was gone before.
-    answered: Option<(Outcome, Option<u16>)>,
+    answered: Option<(Outcome, u16)>,
     complete: bool,
     sent: u64,
 }
@@ -213,7 +212,6 @@ impl Record {
         answered: Result<Response<Answer>, Rejection>,
         answers: &Answers,
     ) -> Response<Recorded> {
-        let gone = matches!(answered, Err(Rejection::ClientGone));
         let (outcome, mut response) = match answered {
             Ok(mut response) => {
                 // Room for what is said here, and for a `Connection`, at once.
@@ -221,6 +219,10 @@ impl Record {
                 let said = received(response.status());
                 append(response.headers_mut(), PROXY_STATUS, said);
                 (Outcome::Forwarded, response)
+            }
+            // Nobody reads what it would be answered.
+            Err(Rejection::ClientGone) => {
+                return Response::new(Answer::Held(None).into());
             }
             Err(rejection) => {
                 let lane = self.lane.as_deref().zip(self.endpoint());
@@ -242,8 +244,7 @@ impl Record {
             let known = self.queued.unwrap_or_default() + self.upstream.unwrap_or_default();
             now().saturating_duration_since(read).saturating_sub(known)
         });
-        let status = Some(response.status().as_u16()).filter(|_| !gone);
-        self.answered = Some((outcome, status));
+        self.answered = Some((outcome, response.status().as_u16()));
         self.count(|metrics| metrics.ended(self.operation(), outcome));
         response.map(|answer| Recorded {
             answer,
@@ -332,7 +333,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let operation = self.operation();
         let (outcome, status) = match self.answered {
-            Some(answered) => answered,
+            Some((outcome, status)) => (outcome, Some(status)),
             None => {
                 // Dropped on the way: by a panic, or because the client is gone.
                 let outcome = match std::thread::panicking() {
