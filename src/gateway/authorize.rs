@@ -6,8 +6,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::HeaderValue;
 use parking_lot::RwLock;
 
 use crate::limit::flow::AsItIs;
@@ -83,9 +82,9 @@ struct Generations {
 }
 
 impl Accepted {
-    /// The credential a request carries, if it carries one.
-    pub fn credential(&self, headers: &HeaderMap) -> Option<Credential> {
-        let value = headers.get(AUTHORIZATION)?.as_bytes().trim_ascii();
+    /// The credential a request carries in its `Authorization`, if it carries one.
+    pub fn credential(&self, authorization: Option<&HeaderValue>) -> Option<Credential> {
+        let value = authorization?.as_bytes().trim_ascii();
         let bare = match value.split_at_checked(b"bearer".len()) {
             Some((scheme, [])) if scheme.eq_ignore_ascii_case(b"bearer") => return None,
             Some((scheme, rest @ [b' ', ..])) if scheme.eq_ignore_ascii_case(b"bearer") => {
@@ -131,32 +130,28 @@ impl Accepted {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
-    fn headers(authorization: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(AUTHORIZATION, HeaderValue::from_str(authorization).unwrap());
-        headers
+    fn field(authorization: &str) -> HeaderValue {
+        HeaderValue::from_str(authorization).unwrap()
     }
 
     #[test]
     fn the_scheme_makes_no_difference_and_another_key_does() {
         let accepted = Accepted::default();
-        let bare = accepted.credential(&headers("rpa_KEY"));
+        let bare = accepted.credential(Some(&field("rpa_KEY")));
         assert!(bare.is_some());
-        assert_eq!(bare, accepted.credential(&headers("Bearer rpa_KEY")));
-        assert_eq!(bare, accepted.credential(&headers("bearer  rpa_KEY")));
-        assert_ne!(bare, accepted.credential(&headers("rpa_key")));
-        assert_eq!(accepted.credential(&headers("Bearer ")), None);
-        assert_eq!(accepted.credential(&HeaderMap::new()), None);
+        assert_eq!(bare, accepted.credential(Some(&field("Bearer rpa_KEY"))));
+        assert_eq!(bare, accepted.credential(Some(&field("bearer  rpa_KEY"))));
+        assert_ne!(bare, accepted.credential(Some(&field("rpa_key"))));
+        assert_eq!(accepted.credential(Some(&field("Bearer "))), None);
+        assert_eq!(accepted.credential(None), None);
     }
 
     #[test]
     fn only_what_the_upstream_accepted_tells_flows_apart() {
         let (accepted, recent) = (Accepted::default(), Recent::default());
-        let key = accepted.credential(&headers("rpa_KEY"));
+        let key = accepted.credential(Some(&field("rpa_KEY")));
         assert_eq!(accepted.known(key, &recent), None);
         accepted.answered(key, 401, &recent);
         assert_eq!(accepted.known(key, &recent), None);

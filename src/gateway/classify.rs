@@ -6,6 +6,7 @@ use http::Method;
 
 use crate::gateway::target::cut;
 use crate::operation::Operation;
+use crate::text::all;
 
 /// A request as it was classified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +89,14 @@ const TABLE: [(&str, Operation, Tail, &str); 17] = [
 /// # Errors
 /// [`Unclassified`]: it is none.
 pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, Unclassified> {
-    if path.as_bytes().windows(2).any(|two| two == b"//") {
-        return Err(Unclassified::EmptySegment);
-    }
+    // No route has an empty segment: where there is one, that is what to say.
+    route(method, path).map_err(|wrong| match path.contains("//") {
+        true => Unclassified::EmptySegment,
+        false => wrong,
+    })
+}
+
+fn route<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, Unclassified> {
     let rest = path.strip_prefix(PREFIX).ok_or(Unclassified::NoRoute(
         "it does not begin with /v2/{endpoint}/",
     ))?;
@@ -136,6 +142,11 @@ pub fn operation<'a>(method: &Method, path: &'a str) -> Result<Classified<'a>, U
 }
 
 fn takes(allow: &str, method: &Method) -> bool {
+    // Most often it is the first of them.
+    let behind = allow.strip_prefix(method.as_str());
+    if behind.is_some_and(|behind| behind.is_empty() || behind.starts_with(',')) {
+        return true;
+    }
     let mut allowed = allow.split(',').map(str::trim_start);
     allowed.any(|allowed| allowed == method.as_str())
 }
@@ -172,10 +183,8 @@ fn other<'a>(
 }
 
 fn is_id(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    !text.is_empty() && all(text.as_bytes(), plain)
 }
 
 /// An id, and what the worker's SDK puts behind a URL that was given to it without a `?`: its
@@ -197,7 +206,7 @@ fn is_id_and_more(text: &str) -> bool {
 /// A path segment that no server reads as anything but itself.
 fn is_segment(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    !text.is_empty() && text != "." && text != ".." && text.bytes().all(plain)
+    !text.is_empty() && text != "." && text != ".." && all(text.as_bytes(), plain)
 }
 
 #[cfg(test)]

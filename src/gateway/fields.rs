@@ -8,6 +8,9 @@ use http::header::{
 };
 use http::{HeaderMap, Version};
 
+use crate::gateway::head::Noted;
+use crate::text::all;
+
 /// Us, as one hop of HTTP/1.1.
 const VIA_US: HeaderValue = HeaderValue::from_static("1.1 podgate");
 const NAME: &str = "podgate";
@@ -69,10 +72,10 @@ pub enum Says<'a> {
     Nobody,
 }
 
-/// The fields of a request that came by `version`, for the upstream, one after the other. `own`:
+/// The fields of a request that came by `version`, all that were `noted`, for the upstream, one after the other. `own`:
 /// those that podgate has something to say of. `Content-Length` is left to whoever frames the body.
 pub fn towards_upstream(
-    headers: &HeaderMap,
+    noted: &Noted<'_>,
     version: Version,
     hop: &Hop,
     own: &[(HeaderName, Says<'_>)],
@@ -83,7 +86,11 @@ pub fn towards_upstream(
             each(name.as_str(), value);
         }
     }
-    let named = Named::by(headers);
+    let headers = noted.headers;
+    let named = match noted.connection {
+        true => Named::by(headers),
+        false => Named(Vec::new()),
+    };
     let one_cookie = version == Version::HTTP_2;
     for (name, value) in headers {
         let text = name.as_str();
@@ -91,8 +98,14 @@ pub fn towards_upstream(
             let own = own.iter().find(|(own, _)| own == name);
             own.is_some_and(|(_, says)| !matches!(says, Says::Client))
         };
-        let stays = is_of_the_hop(text) || is_a_claim(text) || name == CONTENT_LENGTH;
-        if stays || ours() || named.contains(name) || is_read_as_another(text, is_a_claim) {
+        let stays = || {
+            is_of_the_hop(text)
+                || is_a_claim(text)
+                || name == CONTENT_LENGTH
+                || ours()
+                || is_read_as_another(text, is_a_claim)
+        };
+        if !is_usual(text) && stays() || named.contains(name) {
             continue;
         }
         if !(one_cookie && name == COOKIE) {
@@ -180,6 +193,15 @@ pub fn spare(mut headers: HeaderMap) {
     }
 }
 
+/// What most requests have and nobody between their ends has anything to say of: nothing below holds for
+/// these, and podgate says none of them. Found before anything else is looked for.
+fn is_usual(name: &str) -> bool {
+    matches!(
+        name,
+        "accept" | "accept-encoding" | "accept-language" | "content-type" | "user-agent"
+    )
+}
+
 /// What belongs to one connection (RFC 9110, section 7.6.1) and what each side frames anew.
 fn is_of_the_hop(name: &str) -> bool {
     matches!(
@@ -227,8 +249,7 @@ fn is_end_to_end(name: &str) -> bool {
 /// Many servers read `_` as `-`: whether they would take this for a field that is ours to say, or
 /// that does not pass.
 fn is_read_as_another(name: &str, claims: impl Fn(&str) -> bool) -> bool {
-    // Of names this short each byte is looked at in less time than a search takes to begin.
-    if !name.bytes().fold(false, |any, byte| any | (byte == b'_')) {
+    if all(name.as_bytes(), |byte| byte != b'_') {
         return false;
     }
     let read = name.replace('_', "-");
@@ -246,11 +267,13 @@ impl Named {
 
     fn of<'a>(values: impl Iterator<Item = &'a [u8]>) -> Self {
         // Bytes: one name that is no text takes the others with it otherwise.
+        let usual = |name: &[u8]| {
+            name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close")
+        };
+        // Most say one of these and nothing else.
+        let values = values.filter(|value| !usual(value));
         let names = values.flat_map(|value| value.split(|byte| *byte == b','));
-        let names = names.map(<[u8]>::trim_ascii).filter(|name| {
-            let usual: [&[u8]; 2] = [b"keep-alive", b"close"];
-            !usual.iter().any(|usual| name.eq_ignore_ascii_case(usual))
-        });
+        let names = names.map(<[u8]>::trim_ascii).filter(|name| !usual(name));
         let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
         Self(names.filter(|name| !is_end_to_end(name.as_str())).collect())
     }
@@ -288,7 +311,7 @@ mod tests {
             (X_NOBODY, Says::Nobody),
         ];
         let mut written = HeaderMap::new();
-        towards_upstream(headers, version, hop, &own, |name, value| {
+        towards_upstream(&Noted::of(headers), version, hop, &own, |name, value| {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
             written.append(name, HeaderValue::from_bytes(value).unwrap());
         });

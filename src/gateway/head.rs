@@ -1,11 +1,14 @@
 //! A request's head as a whole: refused where it could be read in two ways, and where it has been
 //! here before. What it asks for is `classify`'s to say.
 
-use http::header::{AUTHORIZATION, EXPECT, HOST};
-use http::{StatusCode, Version, request};
+use http::header::{AUTHORIZATION, CONNECTION, EXPECT, HOST, USER_AGENT, VIA};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 
 use crate::gateway::fields::Hop;
+use crate::gateway::patience::PREFER;
+use crate::gateway::request_id::X_REQUEST_ID;
 use crate::gateway::target::is_authority;
+use crate::gateway::trace::TRACEPARENT;
 
 /// What hyper takes of HTTP/1, and would take any number of HTTP/2.
 const MOST_FIELDS: usize = 100;
@@ -53,47 +56,101 @@ impl BadHead {
     }
 }
 
+/// What of a head's fields there is to look at, found in one go: each look for a field by its name costs
+/// more than this. Of a field that is there several times, the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Noted<'a> {
+    /// All of them.
+    pub headers: &'a HeaderMap,
+    pub authorization: Option<&'a HeaderValue>,
+    pub user_agent: Option<&'a HeaderValue>,
+    pub request_id: Option<&'a HeaderValue>,
+    /// Whether there is any such field.
+    pub connection: bool,
+    pub prefer: bool,
+    pub trace: bool,
+    expect: bool,
+    via: bool,
+    hosts: usize,
+    credentials: usize,
+    unnamed: bool,
+    unexpected: bool,
+}
+
+impl<'a> Noted<'a> {
+    pub fn of(headers: &'a HeaderMap) -> Self {
+        let mut noted = Self {
+            headers,
+            authorization: None,
+            user_agent: None,
+            request_id: None,
+            connection: false,
+            prefer: false,
+            trace: false,
+            expect: false,
+            via: false,
+            hosts: 0,
+            credentials: 0,
+            unnamed: false,
+            unexpected: false,
+        };
+        for (name, value) in headers {
+            if *name == HOST {
+                noted.hosts += 1;
+                noted.unnamed |= !value.to_str().is_ok_and(is_authority);
+            } else if *name == AUTHORIZATION {
+                noted.credentials += 1;
+                noted.authorization.get_or_insert(value);
+            } else if *name == USER_AGENT {
+                noted.user_agent.get_or_insert(value);
+            } else if *name == CONNECTION {
+                noted.connection = true;
+            } else if *name == EXPECT {
+                noted.expect = true;
+                noted.unexpected |= !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+            } else if *name == VIA {
+                noted.via = true;
+            } else if *name == PREFER {
+                noted.prefer = true;
+            } else if *name == TRACEPARENT {
+                noted.trace = true;
+            } else if *name == X_REQUEST_ID {
+                noted.request_id.get_or_insert(value);
+            }
+        }
+        noted
+    }
+}
+
 /// Whether a head is sound. `hop`: us, as the request's way here would name us.
 ///
 /// # Errors
 /// [`BadHead`]: it is not.
-pub fn check(head: &request::Parts, hop: &Hop) -> Result<(), BadHead> {
-    if head.headers.len() > MOST_FIELDS {
+pub fn check(version: Version, noted: &Noted<'_>, hop: &Hop) -> Result<(), BadHead> {
+    if noted.headers.len() > MOST_FIELDS {
         return Err(BadHead::TooManyFields);
     }
-    let (mut count, mut named, mut credentials, mut expected) = (0, true, 0, true);
-    // All at once: each look for a field by its name costs more than this.
-    for (name, value) in &head.headers {
-        if *name == HOST {
-            count += 1;
-            named &= value.to_str().is_ok_and(is_authority);
-        } else if *name == AUTHORIZATION {
-            credentials += 1;
-        } else if *name == EXPECT {
-            expected &= value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-        }
-    }
     // HTTP/1.0 knows no `Host`, HTTP/2 has another place for it.
-    if count > 1 || count == 0 && head.version == Version::HTTP_11 {
+    if noted.hosts > 1 || noted.hosts == 0 && version == Version::HTTP_11 {
         return Err(BadHead::HostCount);
     }
-    if !named {
+    if noted.unnamed {
         return Err(BadHead::Host);
     }
     // Which of them the upstream would take for the caller's is not known.
-    if credentials > 1 {
+    if noted.credentials > 1 {
         return Err(BadHead::TwoCredentials);
     }
-    if !expected {
+    if noted.unexpected {
         return Err(BadHead::Expectation);
     }
-    if hop.came_round(&head.headers) {
+    if noted.via && hop.came_round(noted.headers) {
         return Err(BadHead::Loop);
     }
     Ok(())
 }
 
 /// Whether the client waits to be asked for its body (RFC 9110, section 10.1.1).
-pub fn waits_to_be_asked(head: &request::Parts) -> bool {
-    head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT)
+pub fn waits_to_be_asked(version: Version, noted: &Noted<'_>) -> bool {
+    version == Version::HTTP_11 && noted.expect
 }

@@ -60,6 +60,7 @@ use crate::gateway::desk::{Desk, View};
 use crate::gateway::feedback::Judged;
 use crate::gateway::fields::{Hop, Says};
 use crate::gateway::h1::request::Head;
+use crate::gateway::head::Noted;
 use crate::gateway::inbound::Inbound;
 use crate::gateway::live::{Live, LiveError};
 use crate::gateway::payload::{Budget, Payload, Terms};
@@ -175,18 +176,21 @@ impl Gateway {
     pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
         let (mut head, body) = request.into_parts();
         let view = self.0.view();
-        let mut record = Record::begin(&self.0, &view, &head, caller.address);
-        let mut body = Inbound::new(body, head::waits_to_be_asked(&head));
+        let noted = Noted::of(&head.headers);
+        let mut record = Record::begin(&self.0, &view, &head, &noted, caller.address);
+        let mut body = Inbound::new(body, head::waits_to_be_asked(head.version, &noted));
         let asked = body.asked();
         let sound = caller.framing().next();
-        let answered = match sound.and_then(|()| head::check(&head, &view.shared.hop)) {
+        let answered = match sound
+            .and_then(|()| head::check(head.version, &noted, &view.shared.hop))
+        {
             Err(bad) => {
                 body.abandon();
                 Err(bad.into())
             }
             Ok(()) => tokio::select! {
                 biased;
-                answered = self.answer(&view, &head, body, caller, &mut record) => answered,
+                answered = self.answer(&view, (&head, &noted), body, caller, &mut record) => answered,
                 () = caller.gone() => Err(Rejection::ClientGone),
             },
         };
@@ -206,7 +210,7 @@ impl Gateway {
     async fn answer(
         &self,
         view: &View,
-        head: &request::Parts,
+        (head, noted): (&request::Parts, &Noted<'_>),
         body: Inbound,
         caller: &Caller,
         record: &mut Record,
@@ -225,7 +229,7 @@ impl Gateway {
         record.classified(operation, endpoint);
         // With a key of our own in its place the upstream accepts whatever a client makes up.
         let credential = match live.authorization {
-            None => shared.accepted.credential(&head.headers),
+            None => shared.accepted.credential(noted.authorization),
             Some(_) => None,
         };
         let flow = shared.admission.flow(
@@ -241,7 +245,7 @@ impl Gateway {
         let ask = Ask {
             flow,
             call: call(operation),
-            patience: patience::of(&head.headers, operation, policy.max_wait),
+            patience: patience::of(noted, operation, policy.max_wait),
             held: 0,
         };
         let lane = || {
@@ -293,7 +297,7 @@ impl Gateway {
             record.tries(&mut names);
             let request = |spare| {
                 let body = payload.outgoing()?;
-                Some(request(view, head, target, &names, body, spare))
+                Some(request(view, (head, noted), target, &names, body, spare))
             };
             let goes = record.goes();
             let sent = live.upstream(desk.worker).send(permit, request, how).await;
@@ -318,7 +322,7 @@ impl Gateway {
 /// The request as the upstream gets it: the target byte for byte as it was classified.
 fn request(
     view: &View,
-    head: &request::Parts,
+    (head, noted): (&request::Parts, &Noted<'_>),
     target: &PathAndQuery,
     names: &Names,
     body: Outgoing,
@@ -341,9 +345,8 @@ fn request(
         },
     ];
     let hop = &view.shared.hop;
-    fields::towards_upstream(&head.headers, head.version, hop, &own, |name, value| {
-        written.field(name, value);
-    });
+    let mut write = |name: &str, value: &[u8]| written.field(name, value);
+    fields::towards_upstream(noted, head.version, hop, &own, &mut write);
     Message {
         head: written.before(body.length(), &head.method),
         body,

@@ -4,20 +4,24 @@
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::{HeaderName, USER_AGENT};
+use http::header::{HeaderName, HeaderValue};
 
+use crate::gateway::head::Noted;
 use crate::operation::Operation;
 
-const PREFER: HeaderName = HeaderName::from_static("prefer");
+pub const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// How far below its own timeout a known caller is answered.
 const BELOW: Duration = Duration::from_millis(500);
 
 /// The longest this request waits, at most `bound`.
 ///
 /// A submission forwarded after its caller gave up is a paid job nobody knows of.
-pub fn of(headers: &HeaderMap, operation: Operation, bound: Duration) -> Duration {
-    let known = timeout(headers, operation).map(|timeout| timeout.saturating_sub(BELOW));
-    let asked = preferred(headers);
+pub fn of(noted: &Noted<'_>, operation: Operation, bound: Duration) -> Duration {
+    let known = timeout(noted.user_agent, operation).map(|timeout| timeout.saturating_sub(BELOW));
+    let asked = match noted.prefer {
+        true => preferred(noted.headers),
+        false => None,
+    };
     [known, asked]
         .into_iter()
         .flatten()
@@ -25,8 +29,8 @@ pub fn of(headers: &HeaderMap, operation: Operation, bound: Duration) -> Duratio
 }
 
 /// What the official SDKs allow a call (contract, section 5), where they say who they are.
-fn timeout(headers: &HeaderMap, operation: Operation) -> Option<Duration> {
-    let agent = headers.get(USER_AGENT)?.to_str().ok()?;
+fn timeout(agent: Option<&HeaderValue>, operation: Operation) -> Option<Duration> {
+    let agent = agent?.as_bytes();
     let (js, python) = match operation {
         Operation::Cancel | Operation::Health | Operation::PurgeQueue => (Some(3), Some(3)),
         Operation::Run | Operation::Status => (Some(3), Some(10)),
@@ -34,8 +38,8 @@ fn timeout(headers: &HeaderMap, operation: Operation) -> Option<Duration> {
         _ => return None,
     };
     let seconds = match agent {
-        agent if agent.starts_with("RunPod-JS-SDK/") => js,
-        agent if agent.starts_with("RunPod-Python-SDK/") => python,
+        agent if agent.starts_with(b"RunPod-JS-SDK/") => js,
+        agent if agent.starts_with(b"RunPod-Python-SDK/") => python,
         _ => None,
     };
     seconds.map(Duration::from_secs)
@@ -63,11 +67,15 @@ fn preferred(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::header::USER_AGENT;
 
     use super::*;
 
     const BOUND: Duration = Duration::from_secs(8);
+
+    fn of(headers: &HeaderMap, operation: Operation, bound: Duration) -> Duration {
+        super::of(&Noted::of(headers), operation, bound)
+    }
 
     fn headers(name: HeaderName, value: &'static str) -> HeaderMap {
         let mut headers = HeaderMap::new();

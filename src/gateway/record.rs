@@ -23,6 +23,7 @@ use crate::gateway::answer::{Lane, Rejection};
 use crate::gateway::body::{Answer, Cut};
 use crate::gateway::classify::PREFIX;
 use crate::gateway::desk::{Desk, View};
+use crate::gateway::head::Noted;
 use crate::gateway::limit_fields;
 use crate::gateway::named::Named;
 use crate::gateway::presence::Caller;
@@ -81,9 +82,14 @@ impl Record {
         desk: &Desk,
         view: &Arc<View>,
         head: &request::Parts,
+        noted: &Noted<'_>,
         client: Option<IpAddr>,
     ) -> Box<Self> {
-        let (started, trace) = (now(), desk.traces.of(&head.headers));
+        let started = now();
+        let trace = match noted.trace {
+            true => desk.traces.of(&head.headers),
+            false => desk.traces.next(),
+        };
         let Config { log, tracing, .. } = &*view.live.config;
         // In a box from the start: it goes on with the answer's body and is never moved.
         Box::new(Self {
@@ -98,7 +104,7 @@ impl Record {
             method: head.method.clone(),
             target: head.uri.clone(),
             names: Names {
-                request_id: desk.request_ids.of(&head.headers),
+                request_id: desk.request_ids.of(noted.request_id),
                 trace,
             },
             operation: None,

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 
 use crate::gateway::named::Named;
 use crate::text::{Short, Sink, hex};
@@ -34,8 +34,8 @@ impl Default for RequestIds {
 
 impl RequestIds {
     /// What the client calls its request, if that can stand in a log, or a new name.
-    pub fn of(&self, headers: &HeaderMap) -> Named {
-        match headers.get(X_REQUEST_ID).filter(|given| is_name(given)) {
+    pub fn of(&self, given: Option<&HeaderValue>) -> Named {
+        match given.filter(|given| is_name(given)) {
             Some(given) => Named::Given(given.clone()),
             None => Named::Made(self.next()),
         }
@@ -64,10 +64,8 @@ mod tests {
     use super::*;
 
     fn of(given: &[u8]) -> Named {
-        let mut headers = HeaderMap::new();
         let given = HeaderValue::from_bytes(given).unwrap();
-        headers.insert(X_REQUEST_ID, given);
-        RequestIds::default().of(&headers)
+        RequestIds::default().of(Some(&given))
     }
 
     #[test]
@@ -93,7 +91,7 @@ mod tests {
             (0x1_2345_6789, "-123456789"),
         ] {
             ids.made.store(made, Ordering::Relaxed);
-            let name = ids.of(&HeaderMap::new());
+            let name = ids.of(None);
             let (process, number) = name.as_str().split_at(8);
             assert_eq!(number, end);
             assert!(process.bytes().all(|digit| digit.is_ascii_hexdigit()));
@@ -103,11 +101,10 @@ mod tests {
     #[test]
     fn no_two_requests_have_one_name() {
         let ids = RequestIds::default();
-        let none = HeaderMap::new();
-        assert_ne!(ids.of(&none).field(), ids.of(&none).field());
+        assert_ne!(ids.of(None).field(), ids.of(None).field());
         assert_ne!(
-            RequestIds::default().of(&none).field(),
-            RequestIds::default().of(&none).field()
+            RequestIds::default().of(None).field(),
+            RequestIds::default().of(None).field()
         );
     }
 }

@@ -4,6 +4,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Uri};
 
 use crate::gateway::classify::{METHODS, Unclassified};
+use crate::text::all;
 
 /// The longest target, in bytes: what nginx takes.
 pub const LONGEST: usize = 8 * 1024;
@@ -39,11 +40,8 @@ pub fn of<'a>(method: &Method, uri: &'a Uri) -> Result<&'a PathAndQuery, Unclass
     if text.len() > LONGEST {
         return Err(Unclassified::TooLong);
     }
-    // Without a way out before the end, so that many bytes are looked at in one step.
-    let visible = text
-        .bytes()
-        .fold(true, |all, byte| all & byte.is_ascii_graphic());
-    if !text.starts_with('/') || !visible {
+    let visible = |byte: u8| byte.is_ascii_graphic();
+    if !text.starts_with('/') || !all(text.as_bytes(), visible) {
         return Err(Unclassified::Target("it holds more than visible ASCII"));
     }
     Ok(target)
@@ -55,17 +53,6 @@ pub fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
     let place = text.bytes().position(|byte| byte == at)?;
     text.get(..place).zip(text.get(place + 1..))
 }
-
-/// Whether a byte can stand in a host's name.
-const NAMES: [bool; 256] = {
-    let mut names = [false; 256];
-    let mut byte = 0u8;
-    while byte < 128 {
-        names[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-        byte += 1;
-    }
-    names
-};
 
 /// A host with or without a port, and nothing else (RFC 3986, section 3.2, without what no host is
 /// called).
@@ -86,8 +73,9 @@ pub fn is_authority(text: &str) -> bool {
         }
         None => cut(text, b':').unwrap_or((text, "")),
     };
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     !host.is_empty()
-        && host.bytes().all(|byte| NAMES[usize::from(byte)])
+        && all(host.as_bytes(), named)
         && port.len() <= 5
         && port.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -46,7 +46,8 @@ impl Traces {
         }
     }
 
-    fn next(&self) -> Named {
+    /// A new one.
+    pub fn next(&self) -> Named {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let [high, low, span] = self.seeds.map(|seed| hex(spread(seed, number).max(1)));
         // Not sampled: whoever records it writes one of its own (`otlp`).

@@ -19,6 +19,7 @@ use podgate::gateway::fields::{self, Hop, Says, TowardsClient};
 use podgate::gateway::framing::Framing;
 use podgate::gateway::h1::chunks::{Chunks, Piece};
 use podgate::gateway::h1::head::{self, Length, Read};
+use podgate::gateway::head::Noted;
 use podgate::gateway::target;
 use podgate::operation::Operation;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -237,7 +238,7 @@ pub fn fields(data: &[u8]) {
             (AUTHORIZATION, Says::Client),
         ];
         let mut up = HeaderMap::new();
-        fields::towards_upstream(given, version, &hop, &own, |name, value| {
+        fields::towards_upstream(&Noted::of(given), version, &hop, &own, |name, value| {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             up.append(name, HeaderValue::from_bytes(value).expect("a value"));
         });
