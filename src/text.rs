@@ -1,6 +1,7 @@
 //! What every request writes, into the log and into fields, in a way that costs little: digits and
 //! times without `core::fmt` or floating point, and names without a look at each of their characters.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::time::Duration;
 
@@ -141,53 +142,64 @@ impl Millis {
 
 /// Text that a terminal obeys nothing in. Most needs no look at its single characters.
 #[derive(Clone, Copy, Debug)]
-pub struct Harmless<'a>(pub &'a str);
+pub struct Harmless<'a>(pub &'a [u8]);
 
 impl Harmless<'_> {
     pub fn put(self, to: &mut Vec<u8>) {
-        let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\'' | b'\\');
-        match all(self.0.as_bytes(), plain) {
-            true => to.put(self.0.as_bytes()),
+        let plain =
+            |byte: u8| byte.is_ascii_graphic() & (byte != b'"') & (byte != b'\'') & (byte != b'\\');
+        match all(self.0, plain) {
+            true => to.put(self.0),
             // Nothing can fail that only takes memory.
-            false => drop(write!(to, "{}", self.0.escape_debug())),
+            false => drop(write!(to, "{}", text(self.0).escape_debug())),
         }
     }
 }
 
 /// A JSON string with its quotes. Most has nothing in it to be escaped.
 #[derive(Clone, Copy, Debug)]
-pub struct Quoted<'a>(pub &'a str);
+pub struct Quoted<'a>(pub &'a [u8]);
 
 impl Quoted<'_> {
     pub fn put(self, to: &mut Vec<u8>) {
-        let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
-        match all(self.0.as_bytes(), plain) {
+        let plain = |byte: u8| (byte >= b' ') & byte.is_ascii() & (byte != b'"') & (byte != b'\\');
+        match all(self.0, plain) {
             true => {
                 to.put(b"\"");
-                to.put(self.0.as_bytes());
+                to.put(self.0);
                 to.put(b"\"");
             }
             // Nothing can fail that only takes memory.
-            false => drop(serde_json::to_writer(to, self.0)),
+            false => drop(serde_json::to_writer(to, &*text(self.0))),
         }
     }
 }
 
-/// Whether `is` holds for every byte. Sixteen are looked at in one step, or eight, the last ones a second
-/// time: of texts this short most would be looked at one by one otherwise.
-#[inline]
+/// What is no text is marked as that.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}
+
+/// Whether `is` holds for every byte; to be fast it must not branch (`|`, not `||`). Sixteen are looked at
+/// in one step, or eight, the last ones a second time: of texts this short most would be looked at one by
+/// one otherwise.
+#[inline(always)]
 pub fn all(text: &[u8], is: impl Fn(u8) -> bool) -> bool {
-    let each = |bytes: &[u8]| bytes.iter().fold(true, |all, byte| all & is(*byte));
-    if let Some(last) = text.last_chunk::<16>() {
+    let other = |bytes: &[u8]| {
+        let is_not = |byte: &u8| u8::from(!is(*byte));
+        bytes.iter().fold(0, |any, byte| any | is_not(byte))
+    };
+    let any = if let Some(last) = text.last_chunk::<16>() {
         let (chunks, _) = text.as_chunks::<16>();
         chunks
             .iter()
-            .fold(each(last), |all, chunk| all & each(chunk))
+            .fold(other(last), |any, chunk| any | other(chunk))
     } else if let (Some(first), Some(last)) = (text.first_chunk::<8>(), text.last_chunk::<8>()) {
-        each(first) & each(last)
+        other(first) | other(last)
     } else {
-        each(text)
-    }
+        other(text)
+    };
+    any == 0
 }
 
 #[cfg(test)]
@@ -227,7 +239,7 @@ mod tests {
             "\u{e9}\u{202e}",
         ] {
             assert_eq!(
-                written(|to| Harmless(text).put(to)),
+                written(|to| Harmless(text.as_bytes()).put(to)),
                 text.escape_debug().to_string()
             );
         }
@@ -282,7 +294,7 @@ mod tests {
         fn strings_are_those_of_serde(text: String, plain in "[ -~]{0,40}") {
             for text in [text, plain] {
                 let json = serde_json::to_string(&text).unwrap();
-                prop_assert_eq!(written(|to| Quoted(&text).put(to)), json);
+                prop_assert_eq!(written(|to| Quoted(text.as_bytes()).put(to)), json);
             }
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use podgate::admission::lane::{Ask, LaneCell};
 use podgate::admission::permit::Permit;
+use podgate::admission::resolved::Resolved;
 use podgate::admission::{Account, Admission};
 use podgate::config::Config;
 use podgate::config::policy::{GroupPolicy, GroupVerdict};
@@ -77,6 +78,12 @@ impl House {
     fn lane_of(&self, endpoint: &str, group: Group) -> Arc<LaneCell> {
         self.admission
             .lane(Account::default(), endpoint, group, &self.policy)
+    }
+
+    fn resolve(&self, resolved: &Resolved, endpoint: &str) -> Arc<LaneCell> {
+        let (account, group) = (Account::default(), Group::Run);
+        self.admission
+            .resolve(resolved, account, endpoint, group, &self.policy)
     }
 
     /// Endpoints with a lane of their own.
@@ -270,6 +277,28 @@ async fn a_lane_is_forgotten_only_when_nobody_could_notice() {
     advance(Duration::from_secs(2)).await;
     assert!(is_forgotten(&house).await);
     assert!(house.has_overflow(), "what was asked for meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_worker_has_found_is_forgotten_and_not_used_again() {
+    let house = House::new(1, rate(100));
+    let resolved = Resolved::default();
+    let find = || house.resolve(&resolved, "a");
+    let first = Arc::downgrade(&find());
+    // The second time it is found and kept, the third time it is found here.
+    for _ in 0..2 {
+        assert!(Arc::ptr_eq(&find(), &house.lane("a")));
+    }
+    assert!(is_forgotten(&house).await);
+    assert_eq!(first.strong_count(), 0);
+    assert!(Arc::ptr_eq(&find(), &house.lane("a")), "the one for all");
+    for endpoint in 0..100 {
+        let endpoint = format!("e{endpoint}");
+        assert!(Arc::ptr_eq(
+            &house.resolve(&resolved, &endpoint),
+            &house.lane(&endpoint)
+        ));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -363,7 +363,7 @@ fn what_waits_for_a_stuck_collector_is_bounded_and_the_rest_is_counted() {
     let trace = HeaderValue::try_from(format!("00-{TRACE}-{CALLER}-01")).expect("a field");
     let mut handed = 0;
     while metrics.spans_dropped().get() == 0 {
-        let span = spans.begin(&trace, 0, now(), || SystemTime::UNIX_EPOCH);
+        let span = spans.begin(trace.as_bytes(), 0, now(), || SystemTime::UNIX_EPOCH);
         span.expect("it is sampled").end(&Ended {
             operation: Operation::Run,
             endpoint: Some("ep"),

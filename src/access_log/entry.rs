@@ -22,8 +22,8 @@ pub struct Entry<'a> {
     /// Lines stand in the order of these.
     pub ended: Instant,
     pub time: SystemTime,
-    pub request_id: &'a str,
-    pub trace_id: &'a str,
+    pub request_id: &'a [u8],
+    pub trace_id: &'a [u8],
     /// `None`: it came by a Unix socket.
     pub client: Option<IpAddr>,
     pub method: &'a str,
@@ -90,14 +90,14 @@ impl Entry<'_> {
         to.put(b",\"client\":\"");
         address(self.client, to)?;
         to.put(b"\",\"method\":");
-        Quoted(self.method).put(to);
+        Quoted(self.method.as_bytes()).put(to);
         to.put(b",\"path\":");
-        Quoted(short(self.path)).put(to);
+        Quoted(short(self.path).as_bytes()).put(to);
         to.put(b",\"operation\":");
-        Quoted(self.operation).put(to);
+        Quoted(self.operation.as_bytes()).put(to);
         to.put(b",\"endpoint\":");
         match self.endpoint {
-            Some(endpoint) => Quoted(endpoint).put(to),
+            Some(endpoint) => Quoted(endpoint.as_bytes()).put(to),
             None => to.put(b"null"),
         }
         to.put(b",\"status\":");
@@ -106,7 +106,7 @@ impl Entry<'_> {
             None => to.put(b"null"),
         }
         to.put(b",\"outcome\":");
-        Quoted(self.outcome).put(to);
+        Quoted(self.outcome.as_bytes()).put(to);
         to.put(match self.complete {
             true => b",\"complete\":true,\"tries\":",
             false => b",\"complete\":false,\"tries\":",
@@ -137,7 +137,7 @@ impl Entry<'_> {
         to.put(b" ");
         // What can be in a request target holds no space and no control character; what is not
         // printable ASCII is escaped, as a terminal would obey it.
-        Harmless(short(self.path)).put(to);
+        Harmless(short(self.path).as_bytes()).put(to);
         to.put(b" ");
         match self.status {
             Some(status) => number(status, to),
@@ -161,7 +161,7 @@ impl Entry<'_> {
         to.put(b" id=");
         Harmless(self.request_id).put(to);
         to.put(b" trace=");
-        to.put(self.trace_id.as_bytes());
+        Harmless(self.trace_id).put(to);
         Ok(())
     }
 }
@@ -247,8 +247,8 @@ pub(super) mod tests {
     fn by_serde(entry: &Entry<'_>) -> Value {
         json!({
             "time": humantime::format_rfc3339_millis(entry.time).to_string(),
-            "request_id": entry.request_id,
-            "trace_id": entry.trace_id,
+            "request_id": String::from_utf8_lossy(entry.request_id),
+            "trace_id": String::from_utf8_lossy(entry.trace_id),
             "client": entry.client.map_or(UNIX.into(), |client| client.to_string()),
             "method": entry.method,
             "path": short(entry.path),
@@ -286,8 +286,8 @@ pub(super) mod tests {
             let entry = Entry {
                 ended: now(),
                 time: SystemTime::UNIX_EPOCH + Duration::from_millis(millis),
-                request_id,
-                trace_id,
+                request_id: request_id.as_bytes(),
+                trace_id: trace_id.as_bytes(),
                 client,
                 method,
                 path: &path,
@@ -342,8 +342,8 @@ pub(super) mod tests {
         Entry {
             ended: now(),
             time: SystemTime::UNIX_EPOCH,
-            request_id: "r-1",
-            trace_id: "4bf9",
+            request_id: b"r-1",
+            trace_id: b"4bf9",
             client: Some(Ipv4Addr::LOCALHOST.into()),
             method: "POST",
             path,

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod lane;
+pub mod resolved;
 pub mod permit;
 
 use std::collections::hash_map::RandomState;
@@ -10,12 +11,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::RwLock;
 
 use crate::admission::clock::Clock;
 use crate::admission::lane::LaneCell;
+use crate::admission::resolved::Resolved;
 use crate::config::Config;
 use crate::config::policy::{GroupPolicy, GroupVerdict};
 use crate::limit::flow::FlowId;
@@ -61,6 +64,8 @@ struct Shared {
     unseen: Past,
     /// When an earlier process ended.
     ended: Timestamp,
+    /// Sweeps that have begun.
+    sweeps: AtomicU64,
     lanes: RwLock<Lanes>,
 }
 
@@ -164,6 +169,7 @@ impl Admission {
                 hasher: RandomState::new(),
                 unseen: before.unseen.clone(),
                 ended: clock.now().before(before.elapsed),
+                sweeps: AtomicU64::new(0),
                 lanes: RwLock::new(Lanes {
                     capacity,
                     config: None,
@@ -255,6 +261,35 @@ impl Admission {
         }
         self.shared
             .make(&mut lanes, account, endpoint, group, policy)
+    }
+
+    /// The same for a worker that remembers what it has found.
+    pub fn resolve(
+        &self,
+        resolved: &Resolved,
+        account: Account,
+        endpoint: &str,
+        group: Group,
+        policy: &GroupPolicy,
+    ) -> Arc<LaneCell> {
+        let sweeps = self.shared.sweeps.load(Ordering::SeqCst);
+        if let Some(lane) = resolved.find(account, endpoint, group, sweeps) {
+            // A sweep first says that it has begun and then counts who holds a lane; here it is held
+            // first. So either the sweep counts this, or this sees the sweep: never neither.
+            fence(Ordering::SeqCst);
+            if self.shared.sweeps.load(Ordering::SeqCst) == sweeps {
+                return lane;
+            }
+        }
+        let found = self.shared.lanes.read().find(account, endpoint, group);
+        match found {
+            Some(lane) => {
+                resolved.keep(account, endpoint, &lane, sweeps);
+                lane
+            }
+            // Made or shared: whether it is this endpoint's own shows when it is found.
+            None => self.lane(account, endpoint, group, policy),
+        }
     }
 
     /// Every lane, in no order.
@@ -406,7 +441,8 @@ impl Shared {
     }
 
     /// Forgets lanes that nobody holds and that have nothing to remember. Whoever holds one got it
-    /// under the lock taken here, so that none is forgotten between being found and being asked.
+    /// under the lock taken here, or looks after it had it whether this has begun, so that none is
+    /// forgotten between being found and being asked.
     fn sweep(&self, lanes: &mut Lanes, now: Timestamp) {
         if lanes
             .swept
@@ -415,6 +451,8 @@ impl Shared {
             return;
         }
         lanes.swept = Some(now);
+        self.sweeps.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let idle = |lane: &Arc<LaneCell>| Arc::strong_count(lane) == 1 && lane.is_idle();
         let mut gone = 0;
         for endpoints in lanes.by_account.values_mut() {

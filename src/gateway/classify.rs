@@ -183,7 +183,7 @@ fn other<'a>(
 }
 
 fn is_id(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() | (byte == b'_') | (byte == b'-');
     !text.is_empty() && all(text.as_bytes(), plain)
 }
 
@@ -205,7 +205,8 @@ fn is_id_and_more(text: &str) -> bool {
 
 /// A path segment that no server reads as anything but itself.
 fn is_segment(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    let plain =
+        |byte: u8| byte.is_ascii_alphanumeric() | (byte == b'_') | (byte == b'-') | (byte == b'.');
     !text.is_empty() && text != "." && text != ".." && all(text.as_bytes(), plain)
 }
 

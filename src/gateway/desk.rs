@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
+use crate::admission::resolved::Resolved;
 use crate::gateway::Shared;
 use crate::gateway::ahead::Ahead;
 use crate::gateway::authorize::Recent;
@@ -21,6 +22,7 @@ pub(super) struct Desk {
     pub traces: Traces,
     /// Credentials that this worker has seen accepted.
     pub recent: Recent,
+    pub lanes: Resolved,
     view: Mutex<Arc<View>>,
 }
 
@@ -41,6 +43,7 @@ impl Desk {
             request_ids: RequestIds::default(),
             traces: Traces::default(),
             recent: Recent::default(),
+            lanes: Resolved::default(),
             view: Mutex::new(Arc::new(View::now(&shared))),
             shared,
             worker,

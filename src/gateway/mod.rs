@@ -250,7 +250,9 @@ impl Gateway {
         };
         let lane = || {
             let account = Account::default();
-            shared.admission.lane(account, endpoint, group, policy)
+            shared
+                .admission
+                .resolve(&desk.lanes, account, endpoint, group, policy)
         };
         if body.asked().waits() {
             // Told before it sends: refused here, it need not.

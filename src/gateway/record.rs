@@ -97,7 +97,7 @@ impl Record {
             span: desk
                 .shared
                 .spans
-                .begin(trace.as_str(), tracing.sample, started, wall_clock),
+                .begin(trace.as_bytes(), tracing.sample, started, wall_clock),
             log_sample: log.sample,
             started,
             client,
@@ -368,7 +368,7 @@ impl Drop for Record {
         self.view.shared.access_log.write(&Entry {
             ended,
             time: wall_clock(),
-            request_id: self.names.request_id.as_str(),
+            request_id: self.names.request_id.as_bytes(),
             trace_id: trace::id(&self.names.trace),
             client: self.client,
             method: self.method.as_str(),

@@ -73,7 +73,8 @@ pub fn is_authority(text: &str) -> bool {
         }
         None => cut(text, b':').unwrap_or((text, "")),
     };
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let named =
+        |byte: u8| byte.is_ascii_alphanumeric() | (byte == b'.') | (byte == b'-') | (byte == b'_');
     !host.is_empty()
         && all(host.as_bytes(), named)
         && port.len() <= 5

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use http::HeaderValue;
 use opentelemetry::trace::SpanId;
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
@@ -114,7 +113,7 @@ impl Spans {
     /// and of the others for one in `sample`, for none if that is 0.
     pub fn begin(
         &self,
-        trace: &str,
+        trace: &[u8],
         sample: u64,
         started: Instant,
         wall_clock: fn() -> SystemTime,

@@ -20,7 +20,7 @@ impl Spans {
         Ok(Self)
     }
 
-    pub fn begin(&self, _: &str, _: u64, _: Instant, _: fn() -> SystemTime) -> Option<Span> {
+    pub fn begin(&self, _: &[u8], _: u64, _: Instant, _: fn() -> SystemTime) -> Option<Span> {
         None
     }
 

@@ -58,7 +58,8 @@ pub(super) struct Given {
 }
 
 impl Given {
-    pub fn read(field: &str) -> Option<Self> {
+    pub fn read(field: &[u8]) -> Option<Self> {
+        let field = std::str::from_utf8(field).ok()?;
         Some(Self {
             trace: TraceId::from_hex(field.get(3..35)?).ok()?,
             span: SpanId::from_hex(field.get(36..52)?).ok()?,
