@@ -50,10 +50,12 @@ pub(super) struct Scratch {
     line: Vec<u8>,
     /// Since 1970, and how it is written up to its fraction.
     second: Option<(u64, Short<32>)>,
+    /// The last client, and how it is written: few have many requests.
+    client: Option<(IpAddr, Short<46>)>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { line: Vec::new(), second: None }) };
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { line: Vec::new(), second: None, client: None }) };
 }
 
 impl Entry<'_> {
@@ -88,7 +90,8 @@ impl Entry<'_> {
         to.put(b",\"trace_id\":");
         Quoted(self.trace_id).put(to);
         to.put(b",\"client\":\"");
-        address(self.client, to)?;
+        scratch.address(self.client)?;
+        let to = &mut scratch.line;
         to.put(b"\",\"method\":");
         Quoted(self.method.as_bytes()).put(to);
         to.put(b",\"path\":");
@@ -129,9 +132,9 @@ impl Entry<'_> {
 
     fn write_text(&self, scratch: &mut Scratch) -> io::Result<()> {
         scratch.date(self.time)?;
+        scratch.line.put(b" ");
+        scratch.address(self.client)?;
         let to = &mut scratch.line;
-        to.put(b" ");
-        address(self.client, to)?;
         to.put(b" ");
         to.put(self.method.as_bytes());
         to.put(b" ");
@@ -161,7 +164,7 @@ impl Entry<'_> {
         to.put(b" id=");
         Harmless(self.request_id).put(to);
         to.put(b" trace=");
-        Harmless(self.trace_id).put(to);
+        to.put(self.trace_id);
         Ok(())
     }
 }
@@ -196,24 +199,27 @@ impl Scratch {
         self.line.put(b"Z");
         Ok(())
     }
-}
 
-fn address(client: Option<IpAddr>, to: &mut Vec<u8>) -> io::Result<()> {
-    match client {
-        Some(IpAddr::V4(address)) => {
-            for (place, octet) in address.octets().into_iter().enumerate() {
-                if place > 0 {
-                    to.put(b".");
-                }
-                number(octet, to);
+    fn address(&mut self, client: Option<IpAddr>) -> io::Result<()> {
+        let Some(client) = client else {
+            self.line.put(UNIX.as_bytes());
+            return Ok(());
+        };
+        let known = self.client.filter(|(known, _)| *known == client);
+        let (_, text) = match known {
+            Some(known) => known,
+            None => {
+                let mut written = [0; 46];
+                let mut rest = &mut written[..];
+                write!(rest, "{client}")?;
+                let left = rest.len();
+                let mut text = Short::new();
+                text.put(&written[..written.len() - left]);
+                *self.client.insert((client, text))
             }
-            Ok(())
-        }
-        Some(IpAddr::V6(address)) => write!(to, "{address}"),
-        None => {
-            to.put(UNIX.as_bytes());
-            Ok(())
-        }
+        };
+        self.line.put(text.as_bytes());
+        Ok(())
     }
 }
 

@@ -78,7 +78,7 @@ pub fn towards_upstream(
     noted: &Noted<'_>,
     version: Version,
     hop: &Hop,
-    own: &[(HeaderName, Says<'_>)],
+    own: &[(&HeaderName, Says<'_>)],
     mut each: impl FnMut(&str, &[u8]),
 ) {
     for (name, says) in own {
@@ -95,7 +95,7 @@ pub fn towards_upstream(
     for (name, value) in headers {
         let text = name.as_str();
         let ours = || {
-            let own = own.iter().find(|(own, _)| own == name);
+            let own = own.iter().find(|(own, _)| *own == name);
             own.is_some_and(|(_, says)| !matches!(says, Says::Client))
         };
         let stays = || {
@@ -306,9 +306,9 @@ mod tests {
     fn upstream(headers: &HeaderMap, version: Version, hop: &Hop) -> HeaderMap {
         let host = HeaderValue::from_static("up");
         let own = [
-            (HOST, Says::Us(host.as_bytes())),
-            (AUTHORIZATION, Says::Client),
-            (X_NOBODY, Says::Nobody),
+            (&HOST, Says::Us(host.as_bytes())),
+            (&AUTHORIZATION, Says::Client),
+            (&X_NOBODY, Says::Nobody),
         ];
         let mut written = HeaderMap::new();
         towards_upstream(&Noted::of(headers), version, hop, &own, |name, value| {

@@ -334,16 +334,16 @@ fn request(
     let prefix = &live.config.upstream.target.prefix;
     let mut written = Head::new(spare, &head.method, prefix, target.as_str());
     let own = [
-        (HOST, Says::Us(live.host.as_bytes())),
-        (X_REQUEST_ID, Says::Us(names.request_id.as_bytes())),
-        (TRACEPARENT, Says::Us(names.trace.as_bytes())),
+        (&HOST, Says::Us(live.host.as_bytes())),
+        (&X_REQUEST_ID, Says::Us(names.request_id.as_bytes())),
+        (&TRACEPARENT, Says::Us(names.trace.as_bytes())),
         match trace::keeps_its_state(&head.headers, &names.trace) {
-            true => (TRACESTATE, Says::Client),
-            false => (TRACESTATE, Says::Nobody),
+            true => (&TRACESTATE, Says::Client),
+            false => (&TRACESTATE, Says::Nobody),
         },
         match &live.authorization {
-            Some(authorization) => (AUTHORIZATION, Says::Us(authorization.as_bytes())),
-            None => (AUTHORIZATION, Says::Client),
+            Some(authorization) => (&AUTHORIZATION, Says::Us(authorization.as_bytes())),
+            None => (&AUTHORIZATION, Says::Client),
         },
     ];
     let hop = &view.shared.hop;

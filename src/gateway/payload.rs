@@ -176,6 +176,13 @@ pub async fn receive(
     budget: &Budget,
 ) -> Result<Payload, PayloadError> {
     fits(&inbound, terms)?;
+    // Most requests have none.
+    if inbound.is_over() {
+        return Ok(Payload::Held {
+            body: Pieces::default(),
+            _held: Held::default(),
+        });
+    }
     let (declared, limit) = (inbound.declared(), terms.max_body);
     let enough = match declared {
         Some(_) => terms.buffers.per_request,

@@ -156,7 +156,7 @@ impl LocalLane {
 
     /// Lets time pass, with the queue as it was since the last event. Returns `now`, clamped.
     fn advance(&mut self, now: Timestamp) -> Timestamp {
-        self.now = self.now.max(now);
+        self.clamp(now);
         let waiting = !self.lane.queue().is_empty();
         // A pause is no wait for tokens: its end may spend what accrued, within the burst that the
         // ladder has already cut to what the upstream bears.
@@ -167,6 +167,12 @@ impl LocalLane {
         self.ledger.advance(waiting && !paused, self.now);
         self.lane.throttle_mut().advance(waiting, self.now);
         self.apply();
+        self.now
+    }
+
+    /// No event is older than another before it.
+    fn clamp(&mut self, now: Timestamp) -> Timestamp {
+        self.now = self.now.max(now);
         self.now
     }
 
@@ -303,7 +309,8 @@ impl LocalLane {
     pub fn sent(&mut self, slot: &mut Slot, last_byte: Timestamp, now: Timestamp) {
         // Its age counts: on a clock that was set back, the instant itself may be a W ago here.
         let age = now.since(last_byte);
-        let now = self.advance(now);
+        // Nothing comes or goes by it: what time does can wait for an event that asks for it.
+        let now = self.clamp(now);
         self.ledger.sent(slot, now.before(age));
     }
 

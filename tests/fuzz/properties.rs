@@ -234,8 +234,8 @@ pub fn fields(data: &[u8]) {
     let (host, hop) = (HeaderValue::from_static("up.example"), Hop::fresh());
     let towards_upstream = |given: &HeaderMap| {
         let own = [
-            (HOST, Says::Us(host.as_bytes())),
-            (AUTHORIZATION, Says::Client),
+            (&HOST, Says::Us(host.as_bytes())),
+            (&AUTHORIZATION, Says::Client),
         ];
         let mut up = HeaderMap::new();
         fields::towards_upstream(&Noted::of(given), version, &hop, &own, |name, value| {
