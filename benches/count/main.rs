@@ -2,7 +2,10 @@
 //! where seconds do not.
 //!
 //! `cargo bench --bench count` prints user instructions (by valgrind) and system calls (by strace) of
-//! a small request, with the limiter on and off, its allocations, and the memory of an idle connection.
+//! a small request, its allocations, and the memory of an idle connection. Instructions are of a status
+//! poll as the official SDK sends it, unless named: `bare` is one with a host and a credential only;
+//! `fields_off` one whose answer does not say what is left of its limit, `limiter_off` the same with the
+//! limits not kept.
 //! `-- --ratchet` compares the first two with `benches/count/kept.json` and fails where one is over 3% worse.
 //! `-- --json` prints the figures as one JSON object. Where there is an nginx, its instructions for the
 //! same request are counted too: log, limits and request ids on, nothing else.
@@ -21,7 +24,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use peer::{Callers, Kind, Process, config, folder, upstream};
+use peer::{Callers, Kind, Process, config, config_with, folder, upstream};
 use podgate::levels::Levels;
 use podgate::reload::Source;
 use podgate::serve::{self, Beside};
@@ -252,7 +255,8 @@ fn main() -> ExitCode {
     std::fs::copy(env!("CARGO_BIN_EXE_podgate"), &podgate).unwrap();
     let upstream = upstream();
     let on = config(&folder, upstream, "enforce", 1);
-    let off = config(&folder, upstream, "disabled", 1);
+    let silent = config_with(&folder, upstream, "enforce", 1, false);
+    let off = config_with(&folder, upstream, "disabled", 1, false);
     let bench = Bench { folder, podgate };
 
     let mut figures = json!({
@@ -263,13 +267,21 @@ fn main() -> ExitCode {
         let [allocations, bytes] = bench.allocations(&on, Kind::Poll);
         figures["allocations"] = json!((allocations * 100.0).round() / 100.0);
         figures["allocated_bytes"] = json!(bytes.round());
-        figures["instructions_limiter_off"] = json!(bench.instructions(&off, Kind::Poll).round());
-        let submit = bench.instructions(&on, Kind::Submit(1_000));
-        figures["instructions_submit_1k"] = json!(submit.round());
+        for (name, config, kind) in [
+            ("fields_off", &silent, Kind::Poll),
+            ("limiter_off", &off, Kind::Poll),
+            ("bare", &on, Kind::Bare),
+            ("submit_1k", &on, Kind::Submit(1_000)),
+        ] {
+            let instructions = bench.instructions(config, kind).round();
+            figures[format!("instructions_{name}")] = json!(instructions);
+        }
         if nginx::is_here() {
-            let start = |words: &[&str]| nginx::start(words, &bench.folder, upstream);
-            let instructions = bench.instructions_of(Kind::Poll, start);
-            figures["instructions_nginx"] = json!(instructions.round());
+            for (name, kind) in [("nginx", Kind::Poll), ("nginx_bare", Kind::Bare)] {
+                let start = |words: &[&str]| nginx::start(words, &bench.folder, upstream);
+                let instructions = bench.instructions_of(kind, start).round();
+                figures[format!("instructions_{name}")] = json!(instructions);
+            }
         }
         figures["idle_connection_kib"] = json!((bench.idle_connection(&on) * 10.0).round() / 10.0);
     }

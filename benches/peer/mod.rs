@@ -75,6 +75,8 @@ pub fn upstream() -> SocketAddr {
 pub enum Kind {
     /// A status poll.
     Poll,
+    /// The same with the two fields that there have to be.
+    Bare,
     /// A submission with so many bytes of text.
     Submit(usize),
     /// The same, and its answer is waited for.
@@ -90,6 +92,11 @@ impl Kind {
         let (operation, bytes) = match self {
             Kind::Poll => {
                 return format!("GET /v2/abcdef0123/status/0b1c2d3e-u1 HTTP/1.1\r\n{common}\r\n")
+                    .into();
+            }
+            Kind::Bare => {
+                return b"GET /v2/abcdef0123/status/0b1c2d3e-u1 HTTP/1.1\r\nhost: 127.0.0.1:8080\r\n\
+                     authorization: Bearer rpa_0123456789ABCDEF\r\n\r\n"
                     .into();
             }
             Kind::Submit(bytes) => ("run", bytes),
@@ -201,12 +208,24 @@ pub fn folder(name: &str) -> PathBuf {
 /// The configuration measured: everything on, and limits that never bind. `mode` as in the
 /// configuration.
 pub fn config(folder: &Path, upstream: SocketAddr, mode: &str, workers: usize) -> PathBuf {
-    let path = folder.join(format!("{mode}-{workers}.yaml"));
+    config_with(folder, upstream, mode, workers, true)
+}
+
+/// The same; `fields`: whether answers say what is left of their limits.
+pub fn config_with(
+    folder: &Path,
+    upstream: SocketAddr,
+    mode: &str,
+    workers: usize,
+    fields: bool,
+) -> PathBuf {
+    let path = folder.join(format!("{mode}-{workers}-{fields}.yaml"));
     let limits =
         format!("{{ rate: {{ requests: 1000000, per: 10s }}, concurrency: 10000, mode: {mode} }}");
     let text = format!(
         "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: {workers}\n\
          upstream: {{ url: 'http://{upstream}' }}\n\
+         answers: {{ rate_limit_headers: {fields} }}\n\
          groups: {{ run: {limits}, status: {limits} }}\n"
     );
     std::fs::write(&path, text).unwrap();

@@ -119,22 +119,18 @@ impl Exchange {
     ) -> Poll<Result<Response<()>, UpstreamError>> {
         loop {
             // Nothing is understood before a line has ended.
-            let unread = &self.connection.unread;
-            let mut looked = 0;
+            let unread = &mut self.connection.unread;
             if memchr::memchr(b'\n', unread).is_some() || unread.len() >= head::LARGEST {
-                let bytes = Bytes::copy_from_slice(unread);
+                // Shared, not copied: the buffer is whole again once the answer has gone out.
+                let mut bytes = unread.split().freeze();
                 loop {
-                    let rest = bytes.slice(looked..);
-                    match head::read(&rest, to_head)? {
-                        Read::Final(head) => {
-                            self.connection.unread.clear();
-                            return Poll::Ready(Ok(self.begins(head, rest)));
-                        }
-                        Read::Interim(length) => looked += length,
+                    match head::read(&bytes, to_head)? {
+                        Read::Final(head) => return Poll::Ready(Ok(self.begins(head, bytes))),
+                        Read::Interim(length) => bytes.advance(length),
                         Read::Partly => break,
                     }
                 }
-                self.connection.unread.advance(looked);
+                self.connection.unread = bytes.into();
             }
             let read = ready!(self.poll_read(USUAL_READ, cx));
             if read.map_err(|error| UpstreamError::broke(&error))? == 0 {
