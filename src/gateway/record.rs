@@ -226,9 +226,11 @@ impl Record {
                 append(response.headers_mut(), PROXY_STATUS, said);
                 (Outcome::Forwarded, response)
             }
-            // Nobody reads what it would be answered.
+            // Nobody is there to read an answer, and the record says that there was none.
             Err(Rejection::ClientGone) => {
-                return Response::new(Answer::Held(None).into());
+                let mut none = Response::new(Answer::Held(None).into());
+                *none.status_mut() = StatusCode::REQUEST_TIMEOUT;
+                return none;
             }
             Err(rejection) => {
                 let lane = self.lane.as_deref().zip(self.endpoint());

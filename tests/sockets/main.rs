@@ -17,6 +17,7 @@ mod disconnects;
 mod disconnects_h2;
 mod permits;
 mod retries;
+mod half_closed;
 mod hostile_upstream;
 mod connecting;
 mod answers_ahead;
