@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::access_log::entry::Entry;
 use crate::config::process::LogFormat;
-use crate::metrics::spread;
+use crate::metrics::spread::{self, Own};
 
 /// Threads past it share a shard with an earlier one.
 const SHARDS: usize = 4;
@@ -45,8 +45,7 @@ struct Queue {
 }
 
 /// Lines not yet written. `None`: nobody would write them any more. Locked after `state`, if both are.
-#[repr(align(128))]
-struct Shard(Mutex<Option<Lines>>);
+type Shard = Own<Mutex<Option<Lines>>>;
 
 /// Lines one after the other.
 #[derive(Default)]
@@ -104,7 +103,7 @@ impl AccessLog {
         let queue = Arc::new(Queue {
             format,
             dropped,
-            shards: std::array::from_fn(|_| Shard(Mutex::new(Some(Lines::default())))),
+            shards: std::array::from_fn(|_| Own(Mutex::new(Some(Lines::default())))),
             state: Mutex::default(),
             awake: AtomicBool::new(false),
             filled: Condvar::new(),
@@ -145,7 +144,7 @@ impl AccessLog {
 impl Queue {
     /// `false`: there is no room, or nobody who would write it.
     fn keep(&self, ended: Instant, line: &[u8]) -> bool {
-        let Shard(shard) = &self.shards[spread::turn() % SHARDS];
+        let Own(shard) = &self.shards[spread::turn() % SHARDS];
         let mut shard = shard.lock();
         let lines = match &mut *shard {
             Some(lines) if lines.text.len() < CAPACITY => lines,
@@ -177,9 +176,8 @@ impl Queue {
                 tracing::warn!(%error, "the access log cannot be written any more");
             }
             if closing || written.is_err() {
-                for Shard(shard) in &self.shards {
-                    *shard.lock() = None;
-                }
+                // Whatever comes from here on is refused.
+                self.take(&mut taken, true);
                 self.state.lock().over = true;
                 self.written.notify_all();
                 return;
@@ -205,14 +203,14 @@ impl Queue {
 
     fn is_empty(&self) -> bool {
         let empty = |lines: &Lines| lines.ends.is_empty();
-        let empty = |Shard(shard): &Shard| shard.lock().as_ref().is_none_or(empty);
+        let empty = |Own(shard): &Shard| shard.lock().as_ref().is_none_or(empty);
         self.shards.iter().all(empty)
     }
 
     /// Takes what all shards hold, in one moment: no line is taken before another whose request had
     /// ended before its own. The buffers go round: `taken` is empty before.
     fn take(&self, taken: &mut [Lines; SHARDS], last: bool) {
-        let mut shards = self.shards.each_ref().map(|Shard(shard)| shard.lock());
+        let mut shards = self.shards.each_ref().map(|Own(shard)| shard.lock());
         for (shard, taken) in shards.iter_mut().zip(taken) {
             if let Some(held) = &mut **shard {
                 std::mem::swap(held, taken);

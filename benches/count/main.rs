@@ -24,7 +24,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use peer::{Callers, Kind, Process, config, config_with, folder, upstream};
+use peer::{Callers, Kind, Process, config, folder, upstream};
 use podgate::levels::Levels;
 use podgate::reload::Source;
 use podgate::serve::{self, Beside};
@@ -254,9 +254,9 @@ fn main() -> ExitCode {
     let _ = std::fs::remove_file(&podgate); // one that still runs cannot be written over
     std::fs::copy(env!("CARGO_BIN_EXE_podgate"), &podgate).unwrap();
     let upstream = upstream();
-    let on = config(&folder, upstream, "enforce", 1);
-    let silent = config_with(&folder, upstream, "enforce", 1, false);
-    let off = config_with(&folder, upstream, "disabled", 1, false);
+    let on = config(&folder, upstream, "enforce", true);
+    let silent = config(&folder, upstream, "enforce", false);
+    let off = config(&folder, upstream, "disabled", false);
     let bench = Bench { folder, podgate };
 
     let mut figures = json!({

@@ -86,17 +86,19 @@ pub enum Kind {
 impl Kind {
     pub fn request(self) -> Vec<u8> {
         // What the Python SDK sends, as the contract has it.
-        let common = "host: 127.0.0.1:8080\r\nuser-agent: python-requests/2.34.0\r\n\
-             accept-encoding: gzip, deflate, br, zstd\r\naccept: */*\r\nconnection: keep-alive\r\n\
-             content-type: application/json\r\nauthorization: Bearer rpa_0123456789ABCDEF\r\n";
-        let (operation, bytes) = match self {
-            Kind::Poll => {
-                return format!("GET /v2/abcdef0123/status/0b1c2d3e-u1 HTTP/1.1\r\n{common}\r\n")
-                    .into();
+        let sdk = match self {
+            Kind::Bare => "",
+            _ => {
+                "user-agent: python-requests/2.34.0\r\n\
+                 accept-encoding: gzip, deflate, br, zstd\r\naccept: */*\r\nconnection: keep-alive\r\n\
+                 content-type: application/json\r\n"
             }
-            Kind::Bare => {
-                return b"GET /v2/abcdef0123/status/0b1c2d3e-u1 HTTP/1.1\r\nhost: 127.0.0.1:8080\r\n\
-                     authorization: Bearer rpa_0123456789ABCDEF\r\n\r\n"
+        };
+        let common =
+            format!("host: 127.0.0.1:8080\r\n{sdk}authorization: Bearer rpa_0123456789ABCDEF\r\n");
+        let (operation, bytes) = match self {
+            Kind::Poll | Kind::Bare => {
+                return format!("GET /v2/abcdef0123/status/0b1c2d3e-u1 HTTP/1.1\r\n{common}\r\n")
                     .into();
             }
             Kind::Submit(bytes) => ("run", bytes),
@@ -205,25 +207,14 @@ pub fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// The configuration measured: everything on, and limits that never bind. `mode` as in the
-/// configuration.
-pub fn config(folder: &Path, upstream: SocketAddr, mode: &str, workers: usize) -> PathBuf {
-    config_with(folder, upstream, mode, workers, true)
-}
-
-/// The same; `fields`: whether answers say what is left of their limits.
-pub fn config_with(
-    folder: &Path,
-    upstream: SocketAddr,
-    mode: &str,
-    workers: usize,
-    fields: bool,
-) -> PathBuf {
-    let path = folder.join(format!("{mode}-{workers}-{fields}.yaml"));
+/// The configuration measured: everything on, one worker, and limits that never bind. `mode` as in the
+/// configuration; `fields`: whether answers say what is left of their limits.
+pub fn config(folder: &Path, upstream: SocketAddr, mode: &str, fields: bool) -> PathBuf {
+    let path = folder.join(format!("{mode}-{fields}.yaml"));
     let limits =
         format!("{{ rate: {{ requests: 1000000, per: 10s }}, concurrency: 10000, mode: {mode} }}");
     let text = format!(
-        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: {workers}\n\
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 1\n\
          upstream: {{ url: 'http://{upstream}' }}\n\
          answers: {{ rate_limit_headers: {fields} }}\n\
          groups: {{ run: {limits}, status: {limits} }}\n"

@@ -47,6 +47,13 @@ pub enum Answer {
     Passing(Passing),
 }
 
+impl Answer {
+    /// All of it, which may be nothing.
+    pub fn whole(bytes: Bytes) -> Self {
+        Answer::Held(Some(bytes).filter(|bytes| !bytes.is_empty()))
+    }
+}
+
 impl Body for Answer {
     type Data = Bytes;
     type Error = Cut;

@@ -71,8 +71,7 @@ fn with_its_head(
         return Err((response, exchange));
     };
     let left = exchange.ended(status);
-    let bytes = Some(bytes).filter(|bytes| !bytes.is_empty());
-    Ok((response.map(|()| Answer::Held(bytes)), left))
+    Ok((response.map(|()| Answer::whole(bytes)), left))
 }
 
 /// A 429 that is small enough to be kept until it is known whether there is another try.
@@ -103,7 +102,7 @@ async fn pass(
             if length.is_none() {
                 head.headers.insert(CONTENT_LENGTH, bytes.len().into());
             }
-            Answer::Held(Some(bytes).filter(|bytes| !bytes.is_empty()))
+            Answer::whole(bytes)
         }
         Begun::Partly(bytes) => Answer::Passing(go_on(exchange, bytes, ahead)),
     };

@@ -72,8 +72,9 @@ pub enum Says<'a> {
     Nobody,
 }
 
-/// The fields of a request that came by `version`, all that were `noted`, for the upstream, one after the other. `own`:
-/// those that podgate has something to say of. `Content-Length` is left to whoever frames the body.
+/// The fields of a request that came by `version`, all that were `noted`, for the upstream, one after
+/// the other. `own`: those that podgate has something to say of. `Content-Length` is left to whoever
+/// frames the body.
 pub fn towards_upstream(
     noted: &Noted<'_>,
     version: Version,

@@ -49,8 +49,8 @@ struct Shared {
     /// It has closed its side: an answer would have no reader.
     gone: AtomicBool,
     unread: AtomicBool,
-    /// Of those who looked after it before, as many as ever did at once, and still set: most requests end within a tick, and to set
-    /// a timer may cost a system call.
+    /// Of those who looked after it before, as many as ever did at once, and still set: most requests
+    /// end within a tick, and to set a timer may cost a system call.
     alarms: Mutex<Vec<Alarm>>,
 }
 
@@ -124,8 +124,8 @@ impl Caller {
     /// Ready once it has closed its side, where that is to be asked.
     pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.shared.poll_closed(&mut self.shared.stream.lock(), cx) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+            Poll::Ready(true) => Poll::Ready(()),
+            Poll::Ready(false) | Poll::Pending => Poll::Pending,
         }
     }
 
@@ -165,14 +165,11 @@ impl Future for Gone<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { caller, alarm } = &mut *self;
-        if caller.shared.asked {
-            let closed = caller.shared.stream.lock().poll_closed(cx);
-            if ready!(closed) {
-                caller.shared.gone.store(true, Ordering::Relaxed);
-                return Poll::Ready(());
-            }
-            // Something is unread, and nobody is told what comes behind it.
+        let shared = &caller.shared;
+        if ready!(shared.poll_closed(&mut shared.stream.lock(), cx)) {
+            return Poll::Ready(());
         }
+        // Nobody is told of it: hyper reads, or something is unread and hides what comes behind it.
         let alarm = match alarm {
             Some(alarm) => alarm,
             None if caller.is_gone() => return Poll::Ready(()),
@@ -212,12 +209,16 @@ fn name(certificate: &[u8]) -> Option<Arc<[u8]>> {
 }
 
 impl Shared {
-    /// Whether its client is known to be gone, where that is to be asked; if not, `cx` hears of it.
-    fn poll_closed(&self, stream: &mut Stream, cx: &mut Context<'_>) -> bool {
-        if self.asked && stream.poll_closed(cx) == Poll::Ready(true) {
+    /// As [`Stream::poll_closed`], where it is asked here, and kept in mind; elsewhere nobody can tell.
+    fn poll_closed(&self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<bool> {
+        if !self.asked {
+            return Poll::Ready(false);
+        }
+        let closed = ready!(stream.poll_closed(cx));
+        if closed {
             self.gone.store(true, Ordering::Relaxed);
         }
-        self.gone.load(Ordering::Relaxed)
+        Poll::Ready(closed)
     }
 
     /// Writes, if there is anybody to write to: hyper waits for whoever does not read.
@@ -232,7 +233,7 @@ impl Shared {
         }
         let mut stream = self.stream.lock();
         let written = write(Pin::new(&mut *stream), cx);
-        if written.is_pending() && self.poll_closed(&mut stream, cx) {
+        if written.is_pending() && self.poll_closed(&mut stream, cx) == Poll::Ready(true) {
             return gone();
         }
         written

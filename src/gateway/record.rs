@@ -86,10 +86,7 @@ impl Record {
         client: Option<IpAddr>,
     ) -> Box<Self> {
         let started = now();
-        let trace = match noted.trace {
-            true => desk.traces.of(&head.headers),
-            false => desk.traces.next(),
-        };
+        let trace = desk.traces.of(noted);
         let Config { log, tracing, .. } = &*view.live.config;
         // In a box from the start: it goes on with the answer's body and is never moved.
         Box::new(Self {
@@ -359,8 +356,7 @@ impl Drop for Record {
             upstream: self.upstream,
             overhead: self.overhead,
         };
-        let shared = &self.view.shared;
-        shared.metrics.took(operation, outcome, &times);
+        self.view.shared.metrics.took(operation, outcome, &times);
         if let Some(span) = self.span.take() {
             self.tell(span, outcome, status, times.total);
         }

@@ -37,11 +37,11 @@ impl RequestIds {
     pub fn of(&self, given: Option<&HeaderValue>) -> Named {
         match given.filter(|given| is_name(given)) {
             Some(given) => Named::Given(given.clone()),
-            None => Named::Made(self.next()),
+            None => self.next(),
         }
     }
 
-    fn next<const N: usize>(&self) -> Short<N> {
+    fn next(&self) -> Named {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let number = hex(number);
         // Eight digits, and more once they are not enough.
@@ -50,7 +50,7 @@ impl RequestIds {
         for part in [&self.worker[..], b"-", &number[zeros.count()..]] {
             name.put(part);
         }
-        name
+        Named::Made(name)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Boxes that are used again: a request's way and its record are larger than what allocators keep at
-//! hand, and to ask for their memory costs more than to classify a request.
+//! Boxes that are used again: a request's way is larger than what allocators keep at hand, and to ask
+//! for its memory costs more than to classify the request.
 
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
@@ -14,7 +14,7 @@ const KEPT: usize = 256;
 type Place<T> = Pin<Box<Option<T>>>;
 
 thread_local! {
-    /// This thread's shelves, by what they are for: there are two or three.
+    /// This thread's shelves, by what they are for: the ways of requests over HTTP/1, and over HTTP/2.
     static SHELVES: RefCell<Vec<(TypeId, Arc<dyn Any + Send + Sync>)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -74,5 +74,30 @@ impl<T: Send + 'static> Drop for Boxed<T> {
         if shelf.len() < KEPT {
             shelf.push(place);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::from_ref;
+
+    use super::*;
+
+    #[test]
+    fn a_box_is_used_again_and_what_was_in_it_is_dropped_at_once() {
+        let value = Arc::new(1);
+        let place = |boxed: &mut Boxed<Arc<i32>>| {
+            let value = boxed.as_pin_mut().expect("it is there");
+            (**value, from_ref(&*value).addr())
+        };
+        let mut first = Boxed::with(|| value.clone());
+        let mut beside = Boxed::with(|| Arc::new(2));
+        let (one, was) = place(&mut first);
+        assert_eq!((one, place(&mut beside).0), (1, 2));
+        drop(first);
+        assert_eq!(Arc::strong_count(&value), 1);
+        let mut again = Boxed::with(|| Arc::new(3));
+        assert_eq!(place(&mut again), (3, was));
+        assert_eq!(place(&mut beside).0, 2);
     }
 }

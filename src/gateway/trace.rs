@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::gateway::head::Noted;
 use crate::gateway::named::Named;
 use crate::text::{Short, Sink, hex};
 
@@ -38,16 +39,18 @@ impl Default for Traces {
 impl Traces {
     /// The trace of a request, as the upstream is told of it: the client's `traceparent`, if it says
     /// what it should, or a new one.
-    pub fn of(&self, headers: &HeaderMap) -> Named {
-        let mut given = headers.get_all(TRACEPARENT).iter();
+    pub fn of(&self, noted: &Noted<'_>) -> Named {
+        if !noted.trace {
+            return self.next();
+        }
+        let mut given = noted.headers.get_all(TRACEPARENT).iter();
         match (given.next(), given.next()) {
             (Some(given), None) if is_sound(given.as_bytes()) => Named::Given(given.clone()),
             _ => self.next(),
         }
     }
 
-    /// A new one.
-    pub fn next(&self) -> Named {
+    fn next(&self) -> Named {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let [high, low, span] = self.seeds.map(|seed| hex(spread(seed, number).max(1)));
         // Not sampled: whoever records it writes one of its own (`otlp`).
@@ -121,7 +124,7 @@ mod tests {
         for field in fields {
             headers.append(TRACEPARENT, HeaderValue::from_str(field).expect("a field"));
         }
-        Traces::default().of(&headers)
+        Traces::default().of(&Noted::of(&headers))
     }
 
     #[test]

@@ -33,10 +33,10 @@ pub fn turn() -> usize {
 /// A thing for each shard, made by the first who needs it: most series are never counted in.
 struct Spread<T>([OnceLock<Box<Own<T>>>; SHARDS]);
 
-/// Two lines, as some processors fetch them in pairs.
+/// What one thread writes, on lines of its own: two, as some processors fetch them in pairs.
 #[derive(Default)]
 #[repr(align(128))]
-struct Own<T>(T);
+pub struct Own<T>(pub T);
 
 impl<T: Default> Spread<T> {
     fn new() -> Self {
