@@ -27,12 +27,17 @@ impl Clock {
         }
     }
 
+    /// As the runtime counts.
     #[expect(
         clippy::disallowed_methods,
         reason = "the one owner of the admission floor's clock"
     )]
+    pub fn read(&self) -> Instant {
+        Instant::now()
+    }
+
     pub fn now(&self) -> Timestamp {
-        self.at(Instant::now())
+        self.at(self.read())
     }
 
     /// `instant` as the core counts.

@@ -77,7 +77,8 @@ struct Waiting {
     told: oneshot::Sender<Fate>,
 }
 
-type Fate = Result<Permit, Shed>;
+/// It may go, or not: [`Shed`] says why.
+pub type Fate = Result<Permit, Shed>;
 
 /// What is to be told once the lock is gone: telling may drop a permit, which takes the lock.
 #[derive(Default)]
@@ -105,6 +106,13 @@ pub struct Turn<'a> {
     first: Option<First>,
 }
 
+/// What a lane says to who asks.
+pub enum Asked {
+    /// At once, as the clock then stood.
+    Answered(Fate, Instant),
+    Waits(Wait),
+}
+
 /// What is kept of the first time it asked.
 #[derive(Clone, Copy)]
 struct First {
@@ -120,12 +128,17 @@ impl Turn<'_> {
     /// # Errors
     /// [`Shed`]: it was refused, at once or when its patience was over.
     pub async fn admit(&mut self) -> Result<Permit, Shed> {
-        let (asked, first) = self.lane.ask(self.ask, self.first);
-        self.first = Some(first);
-        match asked {
-            Asked::Answered(answer) => answer,
+        match self.ask() {
+            Asked::Answered(answer, _) => answer,
             Asked::Waits(wait) => wait.await,
         }
+    }
+
+    /// The same for whoever has to know first whether it waits.
+    pub fn ask(&mut self) -> Asked {
+        let (asked, first) = self.lane.ask(self.ask, self.first);
+        self.first = Some(first);
+        asked
     }
 }
 
@@ -181,7 +194,8 @@ impl LaneCell {
     fn ask(self: &Arc<Self>, ask: Ask, before: Option<First>) -> (Asked, First) {
         let mut news = News::default();
         let mut state = self.state.lock();
-        let now = self.clock.now();
+        let at = self.clock.read();
+        let now = self.clock.at(at);
         let mut first = before.unwrap_or(First {
             arrival: 0,
             deadline: now + ask.patience,
@@ -199,9 +213,10 @@ impl LaneCell {
                 if let Some(shed) = shadow {
                     self.metrics.shadowed(self.group, shed.into());
                 }
-                Asked::Answered(Ok(Permit::new(self.clone(), slot, Duration::ZERO)))
+                let permit = Permit::new(self.clone(), slot, Duration::ZERO);
+                Asked::Answered(Ok(permit), at)
             }
-            Verdict::Shed(shed) => Asked::Answered(Err(shed)),
+            Verdict::Shed(shed) => Asked::Answered(Err(shed), at),
             Verdict::Wait { waiter, evicted } => {
                 if let Some((victim, shed)) = evicted
                     && let Some(waiting) = state.waiting.remove(&victim)
@@ -267,9 +282,19 @@ impl LaneCell {
 
     /// Something came back or is better known: whoever can go now goes now.
     fn event<R>(self: &Arc<Self>, event: impl FnOnce(&mut LocalLane, Timestamp) -> R) -> R {
+        self.event_of(None, event)
+    }
+
+    /// The same of what happened `at` a moment just read from the clock. The core takes none that is
+    /// older than another before it.
+    fn event_of<R>(
+        self: &Arc<Self>,
+        at: Option<Instant>,
+        event: impl FnOnce(&mut LocalLane, Timestamp) -> R,
+    ) -> R {
         let mut news = News::default();
         let mut state = self.state.lock();
-        let now = self.clock.now();
+        let now = self.clock.at(at.unwrap_or_else(|| self.clock.read()));
         let result = event(&mut state.lane, now);
         self.settle(&mut state, now, &mut news);
         drop(state);
@@ -289,6 +314,11 @@ impl LaneCell {
     pub(super) fn sent(self: &Arc<Self>, slot: &mut Slot, last_byte: Instant) {
         let last_byte = self.clock.at(last_byte);
         self.event(|lane, now| lane.sent(slot, last_byte, now));
+    }
+
+    /// The same where the last byte has just gone out.
+    pub(super) fn sent_now(self: &Arc<Self>, slot: &mut Slot, now: Instant) {
+        self.event_of(Some(now), |lane, now| lane.sent(slot, now, now));
     }
 
     pub(super) fn answered(self: &Arc<Self>, slot: &mut Slot) {
@@ -313,10 +343,10 @@ impl LaneCell {
         self.event(|lane, now| lane.give_back(slot, end, now));
     }
 
-    /// The same of an exchange that was answered and complete at once. Returns what is left of the
-    /// rate, if there is one.
-    pub(super) fn ended(self: &Arc<Self>, slot: Slot) -> Option<Budget> {
-        self.event(|lane, now| lane.ended(slot, now))
+    /// The same of an exchange that was answered and complete at once, `at` a moment after its last byte
+    /// was read. Returns what is left of the rate, if there is one.
+    pub(super) fn ended(self: &Arc<Self>, slot: Slot, at: Instant) -> Option<Budget> {
+        self.event_of(Some(at), |lane, now| lane.ended(slot, now))
     }
 
     /// Other limits: its past and those who wait stay.
@@ -413,13 +443,8 @@ async fn drive(lane: Arc<LaneCell>) {
     }
 }
 
-enum Asked {
-    Answered(Fate),
-    Waits(Wait),
-}
-
 /// A place in the queue, given up when dropped.
-struct Wait {
+pub struct Wait {
     lane: Arc<LaneCell>,
     waiter: WaiterId,
     news: oneshot::Receiver<Fate>,

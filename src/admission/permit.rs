@@ -61,6 +61,14 @@ impl Permit {
         }
     }
 
+    /// [`Permit::wrote`] and [`Permit::sent`] in one step: its last bytes went out just `now`.
+    pub fn sent_now(&mut self, now: Instant) {
+        self.wrote(now);
+        if let Some(slot) = &mut self.slot {
+            self.lane.sent_now(slot, now);
+        }
+    }
+
     /// The head of the final response came (a 1xx is none), and it was no 429.
     pub fn answered(&mut self) {
         if let Some(slot) = &mut self.slot {
@@ -79,10 +87,10 @@ impl Permit {
         self.progress = Progress::Complete;
     }
 
-    /// [`Permit::answered`] and [`Permit::complete`] in one step. Returns what is left of the lane's
-    /// rate, if it has one.
-    pub fn ended(mut self) -> Option<Budget> {
-        self.lane.ended(self.slot.take()?)
+    /// [`Permit::answered`] and [`Permit::complete`] in one step, `at` a moment after the last byte of
+    /// the response was read. Returns what is left of the lane's rate, if it has one.
+    pub fn ended(mut self, at: Instant) -> Option<Budget> {
+        self.lane.ended(self.slot.take()?, at)
     }
 }
 

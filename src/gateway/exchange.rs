@@ -91,7 +91,7 @@ impl Exchange {
         patience: Duration,
         stall: Duration,
     ) -> Result<Response<()>, Failed> {
-        let mut armed = false;
+        let (mut armed, mut rang) = (false, false);
         std::future::poll_fn(|cx| {
             if let Err(error) = self.send_on(cx) {
                 return Poll::Ready(Err(Failed::Connection(error)));
@@ -100,13 +100,17 @@ impl Exchange {
                 return Poll::Ready(head.map_err(Failed::Connection));
             }
             loop {
-                let due = due(self.sending.progress(), patience, stall, now());
                 if !armed {
-                    self.connection.alarm.by(due.map_err(Failed::Late)?);
+                    let due = match self.sending.progress() {
+                        // Whether it is late is asked once the alarm has rung.
+                        Progress::Sent(at) if !rang => at + patience,
+                        progress => due(progress, patience, stall, now()).map_err(Failed::Late)?,
+                    };
+                    self.connection.alarm.by(due);
                     armed = true;
                 }
                 ready!(self.connection.alarm.poll(cx));
-                armed = false;
+                (armed, rang) = (false, true);
             }
         })
         .await
@@ -180,17 +184,18 @@ impl Exchange {
     /// The answer's last byte was read: the permit goes back, and the connection to its pool if it
     /// can carry another request.
     pub fn complete(self: Box<Self>) {
-        self.over(|mut permit| permit.complete());
+        self.over(now(), |mut permit| permit.complete());
     }
 
-    /// Its head came, which was no 429, and the whole answer with it: [`Exchange::answered`] and
-    /// [`Exchange::complete`] at once. Returns what is left of its lane's rate, if it has one.
-    pub fn ended(mut self: Box<Self>, status: StatusCode) -> Option<Budget> {
+    /// Its head came, which was no 429, and the whole answer with it, a moment before `at`:
+    /// [`Exchange::answered`] and [`Exchange::complete`] at once. Returns what is left of its lane's
+    /// rate, if it has one.
+    pub fn ended(mut self: Box<Self>, status: StatusCode, at: Instant) -> Option<Budget> {
         self.trust_after(status);
-        self.over(Permit::ended)
+        self.over(at, |permit| permit.ended(at))
     }
 
-    fn over<R>(self: Box<Self>, give_back: impl FnOnce(Permit) -> R) -> R {
+    fn over<R>(self: Box<Self>, at: Instant, give_back: impl FnOnce(Permit) -> R) -> R {
         let Self {
             mut connection,
             sending,
@@ -206,7 +211,7 @@ impl Exchange {
         let clean = rest.is_empty() && connection.unread.is_empty();
         if sending.is_sent() && clean && !last {
             connection.head = sending.into_front();
-            pool.keep(connection);
+            pool.keep(connection, at);
         }
         given_back
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::gateway::ahead::{self, Ahead, FREE};
 use crate::gateway::body::Answer;
@@ -28,17 +28,18 @@ pub enum Judged {
 }
 
 /// Tells the lane what came back, and passes it on. The permit comes back with the body's last
-/// byte: as far as it can be read ahead whatever the client's speed. `repeats`: the request can be
-/// sent again (semantics, section 7).
+/// byte: as far as it can be read ahead whatever the client's speed. `at`: a moment after the head was
+/// read. `repeats`: the request can be sent again (semantics, section 7).
 ///
 /// # Errors
 /// [`UpstreamError`]: there is no answer, or it broke off before anything was passed on.
 pub async fn judge(
     (response, exchange): More,
+    at: Instant,
     ahead: &Ahead,
     repeats: bool,
 ) -> Result<Judged, UpstreamError> {
-    let (response, exchange) = match with_its_head(response, exchange, ahead) {
+    let (response, exchange) = match with_its_head(response, exchange, at, ahead) {
         Ok((answer, left)) => return Ok(Judged::Answer(answer, Some(left))),
         Err(more) => more,
     };
@@ -57,6 +58,7 @@ type More = (Response<()>, Box<Exchange>);
 fn with_its_head(
     response: Response<()>,
     mut exchange: Box<Exchange>,
+    at: Instant,
     ahead: &Ahead,
 ) -> Result<(Response<Answer>, Option<Budget>), More> {
     let status = response.status();
@@ -70,7 +72,7 @@ fn with_its_head(
     let Some(bytes) = bytes else {
         return Err((response, exchange));
     };
-    let left = exchange.ended(status);
+    let left = exchange.ended(status, at);
     Ok((response.map(|()| Answer::whole(bytes)), left))
 }
 

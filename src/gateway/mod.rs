@@ -48,7 +48,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
-use crate::admission::lane::Ask;
+use crate::admission::lane::{Ask, Asked};
 use crate::admission::{Account, Admission, Before};
 use crate::config::Config;
 use crate::config::policy::GroupVerdict;
@@ -261,13 +261,14 @@ impl Gateway {
             payload::fits(&body, &terms)?;
             lane.foresee(ask)?;
         }
+        let comes = !body.is_over();
         let payload = payload::receive(body, &terms, &shared.budget).await;
         // Not held meanwhile: a slow upload would keep it from being forgotten.
         let lane = lane();
         record.decided_by(&lane);
         let mut payload = payload?;
         let held = payload.held();
-        record.received(held);
+        record.received(held, comes);
 
         let mut turn = lane.turn(Ask { held, ..ask });
         let how = How {
@@ -280,13 +281,20 @@ impl Gateway {
         let mut names = record.names();
         let mut refused = None;
         loop {
-            let waits = record.waits();
-            let admitted = tokio::select! {
-                biased;
-                admitted = turn.admit() => admitted.map_err(Rejection::from),
-                () = shared.ending() => Err(Rejection::Draining),
+            let admitted = match turn.ask() {
+                Asked::Answered(answer, at) => {
+                    record.is_decided(at);
+                    answer.map_err(Rejection::from)
+                }
+                Asked::Waits(wait) => {
+                    let _waits = record.waits();
+                    tokio::select! {
+                        biased;
+                        admitted = wait => admitted.map_err(Rejection::from),
+                        () = shared.ending() => Err(Rejection::Draining),
+                    }
+                }
             };
-            drop(waits);
             let permit = match (admitted, refused) {
                 (Ok(permit), _) => permit,
                 (Err(rejection), None) => return Err(rejection),
@@ -302,13 +310,14 @@ impl Gateway {
                 Some(request(view, (head, noted), target, &names, body, spare))
             };
             let goes = record.goes();
-            let sent = live.upstream(desk.worker).send(permit, request, how).await;
+            let upstream = live.upstream(desk.worker);
+            let sent = upstream.send(permit, request, how, goes.since()).await;
             drop(goes);
             let answered = sent.map_err(|error| blame(&payload, error))?;
             let status = answered.0.status().as_u16();
             record.upstream_answered(status);
             shared.accepted.answered(credential, status, &desk.recent);
-            match feedback::judge(answered, &view.ahead, repeats).await? {
+            match feedback::judge(answered, record.last(), &view.ahead, repeats).await? {
                 Judged::Answer(answer, left) => {
                     if let Some(left) = left {
                         record.leaves(left);

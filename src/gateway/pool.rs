@@ -98,10 +98,9 @@ impl Pool {
         }
     }
 
-    /// The connection that was idle for the shortest time. `None`: none is good, or none that is
-    /// trusted and no other will do.
-    pub fn take(&self, trusted_only: bool) -> Option<Taken> {
-        let now = now();
+    /// The connection that was idle for the shortest time, as of `now`. `None`: none is good, or none
+    /// that is trusted and no other will do.
+    pub fn take(&self, trusted_only: bool, now: Instant) -> Option<Taken> {
         let idle = &mut self.idle.lock().all;
         while let Some(mut newest) = idle.pop() {
             let unused = now.saturating_duration_since(newest.since);
@@ -126,9 +125,8 @@ impl Pool {
         None
     }
 
-    /// One more that waits. Called inside a runtime, which looks after it.
-    pub fn keep(self: &Arc<Self>, mut connection: Connection) {
-        let now = now();
+    /// One more that waits, from `now` on. Called inside a runtime, which looks after it.
+    pub fn keep(self: &Arc<Self>, mut connection: Connection, now: Instant) {
         if connection.unread.capacity() > LARGEST_KEPT {
             connection.unread = BytesMut::new();
         }
@@ -226,27 +224,27 @@ mod tests {
         let (first, _one) = connection().await;
         let (second, _two) = connection().await;
         let (older, newer) = (port(&first), port(&second));
-        pool.keep(first);
-        pool.keep(second);
-        let order = [pool.take(false), pool.take(false)];
+        pool.keep(first, now());
+        pool.keep(second, now());
+        let order = [pool.take(false, now()), pool.take(false, now())];
         let order = order.map(|taken| port(&taken.unwrap().connection));
         assert_eq!(order, [newer, older]);
-        assert!(pool.take(false).is_none());
+        assert!(pool.take(false, now()).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_was_idle_for_a_second_is_not_trusted() {
         let pool = Arc::new(Pool::new(OLDEST));
         let (connection, _there) = connection().await;
-        pool.keep(connection);
+        pool.keep(connection, now());
         sleep(TRUSTED_FOR - Duration::from_millis(2)).await;
-        let taken = pool.take(true).unwrap();
+        let taken = pool.take(true, now()).unwrap();
         assert!(!taken.distrusted);
-        pool.keep(taken.connection);
+        pool.keep(taken.connection, now());
         sleep(TRUSTED_FOR + Duration::from_millis(2)).await;
-        assert!(pool.take(true).is_none());
+        assert!(pool.take(true, now()).is_none());
         assert!(
-            pool.take(false).unwrap().distrusted,
+            pool.take(false, now()).unwrap().distrusted,
             "it stays for whoever can try again"
         );
     }
@@ -255,9 +253,9 @@ mod tests {
     async fn what_was_idle_for_too_long_is_let_go() {
         let pool = Arc::new(Pool::new(KEPT_FOR * 10));
         let (connection, _there) = connection().await;
-        pool.keep(connection);
+        pool.keep(connection, now());
         sleep(KEPT_FOR + Duration::from_millis(2)).await;
-        assert!(pool.take(false).is_none() && pool.is_empty());
+        assert!(pool.take(false, now()).is_none() && pool.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -265,10 +263,10 @@ mod tests {
         let pool = Arc::new(Pool::new(OLDEST));
         let (first, _one) = connection().await;
         let (second, _two) = connection().await;
-        pool.keep(first);
+        pool.keep(first, now());
         sleep(OLDEST + Duration::from_millis(2)).await;
-        assert!(pool.take(false).is_none());
-        pool.keep(second);
+        assert!(pool.take(false, now()).is_none());
+        pool.keep(second, now());
         assert!(pool.is_empty());
     }
 
@@ -288,12 +286,12 @@ mod tests {
         for says in [&b""[..], b"HTTP/1.1 200 OK\r\n"] {
             let pool = Arc::new(Pool::new(OLDEST));
             let (connection, mut there) = connection().await;
-            pool.keep(connection);
+            pool.keep(connection, now());
             there.write_all(says).await.unwrap();
             let held = (!says.is_empty()).then_some(there);
             until("it is seen", || {
-                pool.take(false)
-                    .map(|taken| pool.keep(taken.connection))
+                pool.take(false, now())
+                    .map(|taken| pool.keep(taken.connection, now()))
                     .is_none()
             })
             .await;
@@ -306,8 +304,8 @@ mod tests {
         let pool = Arc::new(Pool::new(KEPT_FOR * 10));
         let (first, there) = connection().await;
         let (second, _there) = connection().await;
-        pool.keep(first);
-        pool.keep(second);
+        pool.keep(first, now());
+        pool.keep(second, now());
         drop(there);
         sleep(LOOK_EVERY * 2).await;
         assert_eq!(pool.len(), 1, "the one that was closed");
@@ -315,7 +313,7 @@ mod tests {
         assert!(pool.is_empty(), "the one that nobody asked for");
         // And again, after the one who looked has gone.
         let (third, _there) = connection().await;
-        pool.keep(third);
+        pool.keep(third, now());
         sleep(KEPT_FOR + LOOK_EVERY * 2).await;
         assert!(pool.is_empty());
     }

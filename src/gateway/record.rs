@@ -75,6 +75,8 @@ pub struct Record {
     answered: Option<(Outcome, u16)>,
     complete: bool,
     sent: u64,
+    /// All of this has been told.
+    closed: bool,
 }
 
 impl Record {
@@ -118,6 +120,7 @@ impl Record {
             answered: None,
             complete: false,
             sent: 0,
+            closed: false,
         })
     }
 
@@ -137,21 +140,28 @@ impl Record {
         self.lane = Some(lane.clone());
     }
 
-    /// Its body is here, or `held` bytes of it.
-    pub fn received(&mut self, held: u64) {
+    /// Its body is here, or `held` bytes of it. `came`: it has one, which was waited for.
+    pub fn received(&mut self, held: u64, came: bool) {
         self.received = held;
-        self.last = now();
+        if came {
+            self.last = now();
+        }
         self.body_read = Some(self.last);
     }
 
-    /// It waits for its turn from here on: the first time since its body was read.
+    /// Its lane has answered at once, as the clock stood `at`: it did not wait.
+    pub fn is_decided(&mut self, at: Instant) {
+        self.last = at;
+        self.queued.get_or_insert_default();
+        if let Some(span) = &mut self.span {
+            span.passed(Stage::Queue, at, at);
+        }
+    }
+
+    /// It waits for its turn from here on.
     pub fn waits(&mut self) -> Waits<'_> {
-        let since = match self.queued {
-            None => self.last,
-            Some(_) => now(),
-        };
         Waits {
-            since,
+            since: now(),
             last: &mut self.last,
             sum: self.queued.get_or_insert_default(),
             span: self.span.as_mut(),
@@ -176,6 +186,11 @@ impl Record {
             span: self.span.as_mut(),
             stage: Stage::Upstream,
         }
+    }
+
+    /// The clock as it was last read: when its turn came, or the upstream has answered.
+    pub fn last(&self) -> Instant {
+        self.last
     }
 
     /// The upstream has answered with this status.
@@ -336,6 +351,16 @@ fn append(
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if !self.closed {
+            self.close();
+        }
+    }
+}
+
+impl Record {
+    /// Tells what became of it, as of now. Returns when that was.
+    fn close(&mut self) -> Instant {
+        self.closed = true;
         let operation = self.operation();
         let (outcome, status) = match self.answered {
             Some((outcome, status)) => (outcome, Some(status)),
@@ -361,7 +386,7 @@ impl Drop for Record {
             self.tell(span, outcome, status, times.total);
         }
         if !self.view.shared.access_log.is_on() || self.is_left_out(outcome, status) {
-            return;
+            return ended;
         }
         self.view.shared.access_log.write(&Entry {
             ended,
@@ -383,6 +408,7 @@ impl Drop for Record {
             upstream: times.upstream.unwrap_or_default(),
             total: times.total,
         });
+        ended
     }
 }
 
@@ -393,6 +419,13 @@ pub struct Waits<'a> {
     sum: &'a mut Duration,
     span: Option<&'a mut Span>,
     stage: Stage,
+}
+
+impl Waits<'_> {
+    /// When it began.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
 }
 
 impl Drop for Waits<'_> {
@@ -432,6 +465,13 @@ impl Recorded {
             self.client = Some(caller.clone());
         }
     }
+
+    /// Closes its record, if that is still open: nothing more of it goes out. Returns when that was.
+    pub fn close(&mut self) -> Option<Instant> {
+        let mut record = self.record.take()?;
+        record.complete |= self.answer.is_end_stream();
+        Some(record.close())
+    }
 }
 
 impl Body for Recorded {
@@ -468,9 +508,7 @@ impl Body for Recorded {
 
 impl Drop for Recorded {
     fn drop(&mut self) {
-        if let Some(record) = &mut self.record {
-            record.complete |= self.answer.is_end_stream();
-        }
+        self.close();
     }
 }
 

@@ -153,14 +153,19 @@ impl Sending {
         T: AsyncWrite + Peer + Unpin,
     {
         while !self.sent {
+            // When the last of it went out, if that was just now.
+            let mut just = None;
             while self.has_more() {
                 let written = self.poll_write(io, cx);
-                ready!(self.wrote(written, permit))?;
+                just = Some(ready!(self.wrote(written, permit))?);
             }
             if self.is_taken() {
                 ready!(self.poll_flush(io, permit, cx));
                 self.sent = true;
-                permit.sent();
+                match just.filter(|just| self.wrote == Some(*just)) {
+                    Some(now) => permit.sent_now(now),
+                    None => permit.sent(),
+                }
                 break;
             }
             let Poll::Ready(next) = self.body.poll_chunk(cx) else {
@@ -244,20 +249,19 @@ impl Sending {
         &mut self,
         written: Poll<io::Result<usize>>,
         permit: &mut Permit,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<io::Result<Instant>> {
         match written {
             Poll::Ready(Ok(0)) => self.fails(io::ErrorKind::WriteZero.into()),
             Poll::Ready(Ok(bytes)) => {
                 self.advance(bytes);
-                self.went_out(permit);
-                Poll::Ready(Ok(()))
+                Poll::Ready(Ok(self.went_out(permit)))
             }
             Poll::Ready(Err(error)) => self.fails(error),
             Poll::Pending => self.waits(),
         }
     }
 
-    fn fails(&mut self, error: io::Error) -> Poll<io::Result<()>> {
+    fn fails<R>(&mut self, error: io::Error) -> Poll<io::Result<R>> {
         if self.wrote.is_none() {
             return Poll::Ready(Err(error));
         }
@@ -270,11 +274,12 @@ impl Sending {
         Poll::Pending
     }
 
-    fn went_out(&mut self, permit: &mut Permit) {
+    fn went_out(&mut self, permit: &mut Permit) -> Instant {
         let now = now();
         self.wrote = Some(now);
         self.blocked = None;
         permit.wrote(now);
+        now
     }
 
     fn advance(&mut self, mut bytes: usize) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
+use tokio::time::Instant;
 
 use crate::admission::permit::Permit;
 use crate::config::process::Upstream as Settings;
@@ -91,8 +92,8 @@ impl Upstream {
         })
     }
 
-    /// Sends one request and waits for the head of its answer, `patience` from when it was sent
-    /// whole. `request` makes it in the memory it is given, once there is a connection for it, and none
+    /// Sends one request, `now` as the clock stands, and waits for the head of its answer, `patience`
+    /// from when it was sent whole. `request` makes it in the memory it is given, once there is a connection for it, and none
     /// once it returns `None`;
     /// it goes on another connection only while nothing was written. `how`: what else is to be known
     /// of it.
@@ -104,6 +105,7 @@ impl Upstream {
         mut permit: Permit,
         request: impl FnOnce(Vec<u8>) -> Option<Message>,
         how: How,
+        now: Instant,
     ) -> Result<(Response<()>, Box<Exchange>), UpstreamError> {
         let mut last = UpstreamError::Broke("no try was left".into());
         let mut request = Some(request);
@@ -111,7 +113,7 @@ impl Upstream {
         for attempt in 1..=TRIES {
             // The last try is on a fresh connection: a whole pool may have been closed at once.
             let kept = match attempt < TRIES {
-                true => self.shared.pool.take(how.once),
+                true => self.shared.pool.take(how.once, now),
                 false => None,
             };
             let taken = match kept {

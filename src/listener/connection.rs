@@ -4,13 +4,14 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use http::Request;
 use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -114,7 +115,7 @@ impl Connection {
             timeouts,
             mut closing,
         } = self;
-        let heads = Heads::new(timeouts.header, connected);
+        let heads = Heads::new(timeouts.header, timeouts.keep_alive, connected);
         let io = Guarded::new(socket, timeouts.write, Some(heads.clone()));
         let begins = Begins::new(&closing);
         // Each request has the whole for the price of one count.
@@ -131,13 +132,24 @@ impl Connection {
                 Ok::<_, Infallible>(response)
             }
         };
-        let stack = ServiceBuilder::new().layer(CatchPanic).service_fn(forward);
-        let service = service_fn(move |request| stack.clone().call(request));
+        let answered = heads.clone();
+        let stack = ServiceBuilder::new()
+            .map_response(|response: Response<Recorded>| {
+                response.map(|body| UnderWay {
+                    body,
+                    heads: answered,
+                })
+            })
+            .layer(CatchPanic)
+            .service_fn(forward);
+        let read = heads.clone();
+        let service = service_fn(move |request| {
+            read.is_read();
+            stack.clone().call(request)
+        });
         let ended = {
             let mut served = pin!(
                 http1::Builder::new()
-                    .timer(heads.clone())
-                    .header_read_timeout(timeouts.keep_alive)
                     .half_close(caller.is_asked())
                     .max_header_size(HEAD as usize)
                     .max_buf_size(HEAD as usize)
@@ -145,32 +157,43 @@ impl Connection {
             );
             let mut last_call = pin!(last_call_of(&caller, &mut closing));
             let mut watched: Option<Waker> = None;
-            let ended = poll_fn(|cx| {
-                if let Poll::Ready(ended) = served.as_mut().poll(cx) {
-                    return Poll::Ready(Some(ended));
-                }
-                // Until it begins there is nothing to ask: whom it wakes then, it knows.
-                let knows = watched
-                    .as_ref()
-                    .is_some_and(|who| who.will_wake(cx.waker()));
-                if knows && !begins.has() {
-                    return Poll::Pending;
-                }
-                watched = Some(cx.waker().clone());
-                last_call.as_mut().poll(cx).map(|()| None)
-            });
-            match ended.await {
-                Some(ended) => ended,
-                None => {
+            let mut ending = false;
+            poll_fn(|cx| {
+                loop {
+                    if let Poll::Ready(ended) = served.as_mut().poll(cx) {
+                        return Poll::Ready(Ended::Served(ended));
+                    }
+                    // Whom a timer or the end wakes, it knows from the last time.
+                    let knows = watched
+                        .as_ref()
+                        .is_some_and(|who| who.will_wake(cx.waker()));
+                    if !knows {
+                        watched = Some(cx.waker().clone());
+                    }
+                    if heads.poll_late(knows, cx).is_ready() {
+                        return Poll::Ready(Ended::Late);
+                    }
+                    // Until it begins there is nothing to ask.
+                    if ending || knows && !begins.has() {
+                        return Poll::Pending;
+                    }
+                    ready!(last_call.as_mut().poll(cx));
+                    ending = true;
                     served.as_mut().graceful_shutdown();
-                    served.await
                 }
+            })
+            .await
+        };
+        let ended = match ended {
+            Ended::Served(ended) => ended,
+            Ended::Late => {
+                if heads.are_owed_an_answer() {
+                    caller.write_last(TOO_LATE);
+                }
+                tracing::debug!("a client's next request was waited for in vain");
+                Ok(())
             }
         };
-        if ended.as_ref().is_err_and(hyper::Error::is_timeout) && heads.are_owed_an_answer() {
-            // hyper closes without a word.
-            caller.write_last(TOO_LATE);
-        }
         // hyper has answered what it could not read by itself.
         let unreadable = ended.as_ref().is_err_and(hyper::Error::is_parse);
         if unreadable {
@@ -234,6 +257,46 @@ impl Connection {
                 streams.idle(timeouts.header).await;
             } => Ok(()),
         }
+    }
+}
+
+/// How an HTTP/1 connection ended.
+enum Ended {
+    Served(Result<(), hyper::Error>),
+    /// The next head did not come in time.
+    Late,
+}
+
+/// An answer's body. Once it is over, its connection waits for the next head.
+struct UnderWay {
+    body: Recorded,
+    heads: Heads,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let at = self.body.close();
+        self.heads.is_answered(at.unwrap_or_else(now));
+    }
+}
+
+impl Body for UnderWay {
+    type Data = <Recorded as Body>::Data;
+    type Error = <Recorded as Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -304,7 +367,7 @@ async fn last_call_of(caller: &Caller, closing: &mut watch::Receiver<bool>) {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "how long a first head takes is timed here"
+    reason = "how long heads take is timed here"
 )]
 fn now() -> Instant {
     Instant::now()

@@ -1,17 +1,15 @@
-//! How long an HTTP/1 connection may wait for its next head: hyper's timer for it.
+//! How long an HTTP/1 connection may wait for its next head.
 //!
-//! hyper starts it when it begins to wait and knows one time only. Here an idle connection has
-//! longer than a head that has begun, and starting costs no timer: the one there is is moved only
-//! when it would be late.
+//! hyper can time that by itself, but knows one time only and asks for a timer with each head. Here an
+//! idle connection has longer than a head that has begun, and the one timer there is is moved only when
+//! it would be late.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant as Moment};
+use std::time::Duration;
 
-use hyper::rt;
-use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -22,39 +20,48 @@ pub struct Heads(Arc<Shared>);
 struct Shared {
     /// For a head, from its first byte to its last.
     header: Duration,
-    /// Bytes came since hyper began to wait.
+    /// For a connection on which nothing is under way, until the first byte of a head.
+    idle: Duration,
+    /// Bytes came since a head is waited for.
     came: AtomicBool,
     /// Its client has not taken all that was written to it.
     behind: AtomicBool,
-    waiting: Mutex<Waiting>,
+    state: Mutex<State>,
 }
 
-struct Waiting {
-    /// The head that is waited for is a connection's first, which has begun with the connection.
-    first: bool,
-    /// When the head that is waited for began.
+struct State {
+    /// A request has been read and its answer is not over yet: no head is waited for.
+    under_way: bool,
+    /// From when on a head is waited for.
+    since: Instant,
+    /// When the head that is waited for began. A connection's first has begun with the connection.
     begun: Option<Instant>,
     alarm: Pin<Box<Sleep>>,
+    /// Whoever polls last is woken by the alarm.
+    set: bool,
 }
 
 impl Heads {
     /// `connected`: from when on its first head is waited for.
-    pub fn new(header: Duration, connected: Instant) -> Self {
-        let waiting = Waiting {
-            first: true,
+    pub fn new(header: Duration, idle: Duration, connected: Instant) -> Self {
+        let state = State {
+            under_way: false,
+            since: connected,
             begun: Some(connected),
             alarm: Box::pin(sleep_until(connected + header)),
+            set: false,
         };
         Self(Arc::new(Shared {
             header,
+            idle,
             came: AtomicBool::new(false),
             behind: AtomicBool::new(false),
-            waiting: Mutex::new(waiting),
+            state: Mutex::new(state),
         }))
     }
 
-    /// Bytes came. What came before hyper waits for a head is not counted as its beginning, as it
-    /// may be a body's end: such a head may take as long as an idle connection.
+    /// Bytes came. What came before a head is waited for is not counted as its beginning, as it may be
+    /// a body's end: such a head may take as long as an idle connection.
     pub fn bytes_came(&self) {
         self.0.came.store(true, Ordering::Relaxed);
     }
@@ -64,65 +71,68 @@ impl Heads {
         self.0.behind.store(behind, Ordering::Relaxed);
     }
 
+    /// The head that was waited for is here.
+    pub fn is_read(&self) {
+        self.0.state.lock().under_way = true;
+    }
+
+    /// The answer to it is over, `at` about now: the next head is waited for.
+    pub fn is_answered(&self, at: Instant) {
+        let mut state = self.0.state.lock();
+        state.under_way = false;
+        state.since = at;
+        state.begun = None;
+        self.0.came.store(false, Ordering::Relaxed);
+    }
+
     /// Whether whoever sent the head that is late can be told: it has begun one, and nothing else is
     /// on its way.
     pub fn are_owed_an_answer(&self) -> bool {
-        self.0.waiting.lock().begun.is_some() && !self.0.behind.load(Ordering::Relaxed)
-    }
-}
-
-impl rt::Timer for Heads {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn rt::Sleep>> {
-        TokioTimer::new().sleep(duration)
+        self.0.state.lock().begun.is_some() && !self.0.behind.load(Ordering::Relaxed)
     }
 
-    /// hyper begins to wait for a head, until `idle` if nothing of it comes.
-    fn sleep_until(&self, idle: Moment) -> Pin<Box<dyn rt::Sleep>> {
-        let mut waiting = self.0.waiting.lock();
-        if !std::mem::take(&mut waiting.first) {
-            self.0.came.store(false, Ordering::Relaxed);
-            waiting.begun = None;
+    /// Ready once the head that is waited for is late. `again`: whoever polls is who polled before.
+    pub fn poll_late(&self, again: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let Shared {
+            header,
+            idle,
+            came,
+            state,
+            ..
+        } = &*self.0;
+        let mut state = state.lock();
+        let State {
+            under_way,
+            since,
+            begun,
+            alarm,
+            set,
+        } = &mut *state;
+        if *under_way {
+            return Poll::Pending;
         }
-        drop(waiting);
-        Box::pin(Wait {
-            heads: self.0.clone(),
-            idle: idle.into(),
-        })
-    }
-
-    fn now(&self) -> Moment {
-        TokioTimer::new().now()
-    }
-}
-
-/// Ready once the head is late.
-struct Wait {
-    heads: Arc<Shared>,
-    idle: Instant,
-}
-
-impl rt::Sleep for Wait {}
-
-impl Future for Wait {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut waiting = self.heads.waiting.lock();
-        let Waiting { begun, alarm, .. } = &mut *waiting;
-        if begun.is_none() && self.heads.came.load(Ordering::Relaxed) {
+        if begun.is_none() && came.load(Ordering::Relaxed) {
             *begun = Some(now());
         }
-        let until = begun.map_or(self.idle, |begun| begun + self.heads.header);
-        if until < alarm.deadline() {
-            alarm.as_mut().reset(until);
+        let late = begun.map_or(*since + *idle, |begun| begun + *header);
+        if late < alarm.deadline() {
+            alarm.as_mut().reset(late);
+            *set = false;
         }
-        ready!(alarm.as_mut().poll(cx));
-        if alarm.deadline() < until {
-            // It was set for a head before this one.
-            alarm.as_mut().reset(until);
+        loop {
+            // Most heads come before it rings.
+            if *set && again && !alarm.is_elapsed() {
+                return Poll::Pending;
+            }
+            *set = true;
             ready!(alarm.as_mut().poll(cx));
+            if alarm.deadline() >= late {
+                return Poll::Ready(());
+            }
+            // It was set for a head before this one.
+            alarm.as_mut().reset(late);
+            *set = false;
         }
-        Poll::Ready(())
     }
 }
 
@@ -136,19 +146,22 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
-    use hyper::rt::Timer;
+    use std::future::poll_fn;
 
     use super::*;
 
     const HEADER: Duration = Duration::from_secs(10);
     const IDLE: Duration = Duration::from_secs(75);
 
-    /// How long a head is waited for of which the bytes come at these times.
+    /// How long the head that is waited for is waited for if its bytes come at these times, and then
+    /// it is there after all.
     async fn waits(heads: &Heads, bytes: &[u64]) -> Duration {
         let began = now();
-        let mut wait = heads.sleep_until((began + IDLE).into());
+        let mut again = false;
+        let late = poll_fn(|cx| heads.poll_late(std::mem::replace(&mut again, true), cx));
+        let mut late = std::pin::pin!(late);
         let mut bytes = bytes.iter();
-        loop {
+        let waited = loop {
             let next = bytes.next().map(|at| began + Duration::from_secs(*at));
             let comes = async {
                 match next {
@@ -157,10 +170,13 @@ mod tests {
                 }
             };
             tokio::select! {
-                () = wait.as_mut() => return began.elapsed(),
+                () = late.as_mut() => break began.elapsed(),
                 () = comes => heads.bytes_came(),
             }
-        }
+        };
+        heads.is_read();
+        heads.is_answered(now());
+        waited
     }
 
     fn about(seconds: u64, waited: Duration) {
@@ -170,7 +186,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_has_longer_than_a_head() {
-        let heads = Heads::new(HEADER, now());
+        let heads = Heads::new(HEADER, IDLE, now());
         about(10, waits(&heads, &[]).await);
         about(75, waits(&heads, &[]).await);
         about(13, waits(&heads, &[3, 4, 12]).await);
@@ -182,15 +198,44 @@ mod tests {
     async fn a_first_head_begins_with_its_connection() {
         let connected = now();
         tokio::time::sleep(Duration::from_secs(6)).await;
-        let heads = Heads::new(HEADER, connected);
+        let heads = Heads::new(HEADER, IDLE, connected);
         about(4, waits(&heads, &[1, 2, 3]).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_came_before_is_no_beginning() {
-        let heads = Heads::new(HEADER, now());
-        drop(heads.sleep_until((now() + IDLE).into()));
+        let heads = Heads::new(HEADER, IDLE, now());
+        heads.is_read();
         heads.bytes_came();
+        heads.is_answered(now());
         about(75, waits(&heads, &[]).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_late_while_a_request_is_under_way() {
+        let heads = Heads::new(HEADER, IDLE, now());
+        heads.is_read();
+        let late = poll_fn(|cx| heads.poll_late(false, cx));
+        let waited = tokio::time::timeout(IDLE * 10, late).await;
+        assert!(waited.is_err());
+        heads.is_answered(now());
+        about(75, waits(&heads, &[]).await);
+    }
+
+    /// A connection is polled for many reasons.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_woken_meanwhile_is_woken_in_time_all_the_same() {
+        let heads = Heads::new(HEADER, IDLE, now());
+        heads.is_read();
+        heads.is_answered(now());
+        let began = now();
+        let mut ticks = tokio::time::interval(Duration::from_secs(7));
+        let mut again = false;
+        poll_fn(|cx| {
+            while ticks.poll_tick(cx).is_ready() {}
+            heads.poll_late(std::mem::replace(&mut again, true), cx)
+        })
+        .await;
+        about(75, began.elapsed());
     }
 }
