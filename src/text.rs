@@ -100,9 +100,11 @@ pub struct Seconds(pub Duration);
 impl Seconds {
     pub fn put(self, to: &mut impl Sink) {
         let Self(span) = self;
-        number(span.as_secs(), to);
-        to.put(b".");
-        to.put(&digits::<6>(span.subsec_micros()));
+        let mut said = Short::<27>::new();
+        number(span.as_secs(), &mut said);
+        said.put(b".");
+        said.put(&digits::<6>(span.subsec_micros()));
+        to.put(said.as_bytes());
     }
 
     /// The same to the nearest microsecond as the shortest number of JSON: `1.00025`, `0.0`.
@@ -185,21 +187,26 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
 /// one otherwise.
 #[inline(always)]
 pub fn all(text: &[u8], is: impl Fn(u8) -> bool) -> bool {
-    let other = |bytes: &[u8]| {
-        let is_not = |byte: &u8| u8::from(!is(*byte));
-        bytes.iter().fold(0, |any, byte| any | is_not(byte))
-    };
-    let any = if let Some(last) = text.last_chunk::<16>() {
+    let is_not = |byte: u8| u8::from(!is(byte));
+    let others = |chunk: &[u8; 16]| chunk.map(is_not);
+    if let Some(last) = text.last_chunk::<16>() {
         let (chunks, _) = text.as_chunks::<16>();
-        chunks
-            .iter()
-            .fold(other(last), |any, chunk| any | other(chunk))
+        // Gathered byte by byte, and asked once at the end.
+        let mut any = others(last);
+        for chunk in chunks {
+            for (any, other) in any.iter_mut().zip(others(chunk)) {
+                *any |= other;
+            }
+        }
+        u128::from_ne_bytes(any) == 0
     } else if let (Some(first), Some(last)) = (text.first_chunk::<8>(), text.last_chunk::<8>()) {
-        other(first) | other(last)
+        let mut both = [0; 16];
+        both[..8].copy_from_slice(first);
+        both[8..].copy_from_slice(last);
+        u128::from_ne_bytes(others(&both)) == 0
     } else {
-        other(text)
-    };
-    any == 0
+        text.iter().fold(0, |any, &byte| any | is_not(byte)) == 0
+    }
 }
 
 #[cfg(test)]

@@ -316,11 +316,6 @@ impl LaneCell {
         self.event(|lane, now| lane.sent(slot, last_byte, now));
     }
 
-    /// The same where the last byte has just gone out.
-    pub(super) fn sent_now(self: &Arc<Self>, slot: &mut Slot, now: Instant) {
-        self.event_of(Some(now), |lane, now| lane.sent(slot, now, now));
-    }
-
     pub(super) fn answered(self: &Arc<Self>, slot: &mut Slot) {
         self.event(|lane, now| lane.answered(slot, now));
     }

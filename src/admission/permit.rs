@@ -54,18 +54,11 @@ impl Permit {
         }
     }
 
-    /// The whole request went out: no more will be written.
+    /// The whole request went out: no more will be written. An answer tells its lane as much, so this
+    /// can wait for one until the last byte has arrived in any case: `margin` later.
     pub fn sent(&mut self) {
         if let (Progress::Written { last }, Some(slot)) = (self.progress, &mut self.slot) {
             self.lane.sent(slot, last);
-        }
-    }
-
-    /// [`Permit::wrote`] and [`Permit::sent`] in one step: its last bytes went out just `now`.
-    pub fn sent_now(&mut self, now: Instant) {
-        self.wrote(now);
-        if let Some(slot) = &mut self.slot {
-            self.lane.sent_now(slot, now);
         }
     }
 

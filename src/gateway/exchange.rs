@@ -44,6 +44,18 @@ pub struct Exchange {
     last: bool,
 }
 
+/// How long a request and the head of its answer are waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The longest wait for the head, from when the request was sent whole.
+    pub patience: Duration,
+    /// The longest time in which the other side may take nothing of the request.
+    pub stall: Duration,
+    /// So long after its last byte was sent, the request has arrived: its lane is told of it then, if
+    /// no answer has said so before.
+    pub margin: Duration,
+}
+
 /// Where the answer's body ends.
 enum Ends {
     After(u64),
@@ -79,32 +91,29 @@ impl Exchange {
         }
     }
 
-    /// Writes the request and waits for the head of its answer: `patience` from when it was sent
-    /// whole, and no longer than `stall` while the other side takes nothing of it. `to_head`: only a
+    /// Writes the request and waits for the head of its answer, within `bounds`. `to_head`: only a
     /// head was asked for.
     ///
     /// # Errors
     /// [`Failed`]: there is none.
-    pub async fn head(
-        &mut self,
-        to_head: bool,
-        patience: Duration,
-        stall: Duration,
-    ) -> Result<Response<()>, Failed> {
+    pub async fn head(&mut self, to_head: bool, bounds: Bounds) -> Result<Response<()>, Failed> {
         let (mut armed, mut rang) = (false, false);
         std::future::poll_fn(|cx| {
+            let was_sent = self.sending.is_sent();
             if let Err(error) = self.send_on(cx) {
                 return Poll::Ready(Err(Failed::Connection(error)));
             }
+            // From its last byte on there is something else to wait for.
+            armed &= was_sent == self.sending.is_sent();
             if let Poll::Ready(head) = self.poll_head(to_head, cx) {
                 return Poll::Ready(head.map_err(Failed::Connection));
             }
             loop {
                 if !armed {
                     let due = match self.sending.progress() {
-                        // Whether it is late is asked once the alarm has rung.
-                        Progress::Sent(at) if !rang => at + patience,
-                        progress => due(progress, patience, stall, now()).map_err(Failed::Late)?,
+                        // What time it is is asked once the alarm has rung.
+                        Progress::Sent(at) if !rang => at + bounds.margin.min(bounds.patience),
+                        progress => self.look(progress, bounds, now()).map_err(Failed::Late)?,
                     };
                     self.connection.alarm.by(due);
                     armed = true;
@@ -114,6 +123,25 @@ impl Exchange {
             }
         })
         .await
+    }
+
+    /// How a request stands that has come so far: tells its lane once it has arrived. Returns when to
+    /// look again.
+    fn look(
+        &mut self,
+        progress: Progress,
+        bounds: Bounds,
+        now: Instant,
+    ) -> Result<Instant, TooSlow> {
+        let due = due(progress, bounds.patience, bounds.stall, now)?;
+        Ok(match progress {
+            Progress::Sent(at) if now < at + bounds.margin => due.min(at + bounds.margin),
+            Progress::Sent(_) => {
+                self.permit.sent();
+                due
+            }
+            Progress::Going | Progress::Blocked(_) => due,
+        })
     }
 
     fn poll_head(
@@ -184,18 +212,18 @@ impl Exchange {
     /// The answer's last byte was read: the permit goes back, and the connection to its pool if it
     /// can carry another request.
     pub fn complete(self: Box<Self>) {
-        self.over(now(), |mut permit| permit.complete());
+        (*self).over(now(), |mut permit| permit.complete());
     }
 
     /// Its head came, which was no 429, and the whole answer with it, a moment before `at`:
     /// [`Exchange::answered`] and [`Exchange::complete`] at once. Returns what is left of its lane's
     /// rate, if it has one.
-    pub fn ended(mut self: Box<Self>, status: StatusCode, at: Instant) -> Option<Budget> {
+    pub fn ended(mut self, status: StatusCode, at: Instant) -> Option<Budget> {
         self.trust_after(status);
         self.over(at, |permit| permit.ended(at))
     }
 
-    fn over<R>(self: Box<Self>, at: Instant, give_back: impl FnOnce(Permit) -> R) -> R {
+    fn over<R>(self, at: Instant, give_back: impl FnOnce(Permit) -> R) -> R {
         let Self {
             mut connection,
             sending,
@@ -204,7 +232,7 @@ impl Exchange {
             rest,
             last,
             ..
-        } = *self;
+        } = self;
         // The permit first: whoever sees the end can count on it.
         let given_back = give_back(permit);
         // The rest of a request has nobody to read it, and nobody asked for more of an answer.
@@ -217,10 +245,10 @@ impl Exchange {
     }
 
     /// Given up; request and permit for another try, if nothing was written.
-    pub fn unwritten(self: Box<Self>) -> Option<(Permit, Message)> {
+    pub fn unwritten(self) -> Option<(Permit, Message)> {
         let Self {
             sending, permit, ..
-        } = *self;
+        } = self;
         Some((permit, sending.unwritten()?))
     }
 

@@ -21,59 +21,54 @@ use crate::limit::local::Budget;
 
 /// What is to be done about what came back.
 pub enum Judged {
-    /// And what is left of the lane's rate, where the lane has said it, if it has one.
-    Answer(Response<Answer>, Option<Option<Budget>>),
+    Answer(Response<Answer>),
     /// It was not done: the request may be sent again. If it cannot, this is the answer.
     Again(Response<Answer>),
 }
 
+/// Most answers are small and come in one piece with their head, a moment before `at`: then the lane
+/// hears of the head and of the end in one event, and says what is left of its rate, if it has one.
+///
+/// # Errors
+/// The head: there is more to be done about this one.
+pub fn with_its_head(
+    response: Response<()>,
+    exchange: &mut Option<Exchange>,
+    at: Instant,
+    ahead: &Ahead,
+) -> Result<(Response<Answer>, Option<Budget>), Response<()>> {
+    let status = response.status();
+    let bytes = exchange.as_mut().and_then(|exchange| {
+        let length = exchange.size_hint().exact()?;
+        let is_small = length <= FREE.min(ahead.buffer);
+        let length = usize::try_from(length).ok().filter(|_| is_small)?;
+        (status != StatusCode::TOO_MANY_REQUESTS).then(|| exchange.at_hand(length))?
+    });
+    let whole = bytes.and_then(|bytes| Some((bytes, exchange.take()?)));
+    let Some((bytes, exchange)) = whole else {
+        return Err(response);
+    };
+    let left = exchange.ended(status, at);
+    Ok((response.map(|()| Answer::whole(bytes)), left))
+}
+
 /// Tells the lane what came back, and passes it on. The permit comes back with the body's last
-/// byte: as far as it can be read ahead whatever the client's speed. `at`: a moment after the head was
-/// read. `repeats`: the request can be sent again (semantics, section 7).
+/// byte: as far as it can be read ahead whatever the client's speed. `repeats`: the request can be
+/// sent again (semantics, section 7).
 ///
 /// # Errors
 /// [`UpstreamError`]: there is no answer, or it broke off before anything was passed on.
 pub async fn judge(
-    (response, exchange): More,
-    at: Instant,
+    response: Response<()>,
+    exchange: Box<Exchange>,
     ahead: &Ahead,
     repeats: bool,
 ) -> Result<Judged, UpstreamError> {
-    let (response, exchange) = match with_its_head(response, exchange, at, ahead) {
-        Ok((answer, left)) => return Ok(Judged::Answer(answer, Some(left))),
-        Err(more) => more,
-    };
     let answer = pass(response, exchange, ahead).await?;
     Ok(match repeats && is_refusal(&answer) {
         true => Judged::Again(answer),
-        false => Judged::Answer(answer, None),
+        false => Judged::Answer(answer),
     })
-}
-
-/// What came before, where there is more to be done about it.
-type More = (Response<()>, Box<Exchange>);
-
-/// Most answers are small and come in one piece with their head: then the lane hears of the head and of
-/// the end in one event, and says what is left of its rate.
-fn with_its_head(
-    response: Response<()>,
-    mut exchange: Box<Exchange>,
-    at: Instant,
-    ahead: &Ahead,
-) -> Result<(Response<Answer>, Option<Budget>), More> {
-    let status = response.status();
-    let length = exchange.size_hint().exact();
-    let length = length.filter(|length| *length <= FREE.min(ahead.buffer));
-    let length = length.and_then(|length| usize::try_from(length).ok());
-    let bytes = match length {
-        Some(length) if status != StatusCode::TOO_MANY_REQUESTS => exchange.at_hand(length),
-        _ => None,
-    };
-    let Some(bytes) = bytes else {
-        return Err((response, exchange));
-    };
-    let left = exchange.ended(status, at);
-    Ok((response.map(|()| Answer::whole(bytes)), left))
 }
 
 /// A 429 that is small enough to be kept until it is known whether there is another try.

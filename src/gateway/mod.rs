@@ -232,12 +232,10 @@ impl Gateway {
             None => shared.accepted.credential(noted.authorization),
             Some(_) => None,
         };
-        let flow = shared.admission.flow(
-            caller.origin(),
-            shared.accepted.known(credential, &desk.recent),
-        );
+        let known = shared.accepted.known(credential, &desk.recent);
+        let flow = caller.flow(known, |origin| shared.admission.flow(origin, known));
 
-        let terms = Terms {
+        let terms = || Terms {
             max_body: policy.max_body,
             buffers: config.buffers,
             timeouts: config.timeouts,
@@ -258,11 +256,15 @@ impl Gateway {
             // Told before it sends: refused here, it need not.
             let lane = lane();
             record.decided_by(&lane);
-            payload::fits(&body, &terms)?;
+            payload::fits(&body, &terms())?;
             lane.foresee(ask)?;
         }
         let comes = !body.is_over();
-        let payload = payload::receive(body, &terms, &shared.budget).await;
+        let payload = match comes {
+            true => payload::receive(body, &terms(), &shared.budget).await,
+            // Most requests have none.
+            false => Ok(Payload::none()),
+        };
         // Not held meanwhile: a slow upload would keep it from being forgotten.
         let lane = lane();
         record.decided_by(&lane);
@@ -275,11 +277,13 @@ impl Gateway {
             once: payload.is_streamed(),
             to_head: head.method == Method::HEAD,
             patience: policy.response_timeout(operation),
+            margin: policy.quota.margin,
         };
         // Where nothing is enforced, nothing is held up: not even for its own good.
         let repeats = operation.repeats() && !how.once && policy.mode == Mode::Enforce;
         let mut names = record.names();
         let mut refused = None;
+        let mut exchange = None;
         loop {
             let admitted = match turn.ask() {
                 Asked::Answered(answer, at) => {
@@ -311,19 +315,28 @@ impl Gateway {
             };
             let goes = record.goes();
             let upstream = live.upstream(desk.worker);
-            let sent = upstream.send(permit, request, how, goes.since()).await;
+            let now = goes.since();
+            let sent = upstream
+                .send(&mut exchange, permit, request, how, now)
+                .await;
             drop(goes);
-            let answered = sent.map_err(|error| blame(&payload, error))?;
-            let status = answered.0.status().as_u16();
+            let response = sent.map_err(|error| blame(&payload, error))?;
+            let status = response.status().as_u16();
             record.upstream_answered(status);
             shared.accepted.answered(credential, status, &desk.recent);
-            match feedback::judge(answered, record.last(), &view.ahead, repeats).await? {
-                Judged::Answer(answer, left) => {
-                    if let Some(left) = left {
-                        record.leaves(left);
-                    }
+            let at = record.last();
+            let response = match feedback::with_its_head(response, &mut exchange, at, &view.ahead) {
+                Ok((answer, left)) => {
+                    record.leaves(left);
                     return Ok(answer);
                 }
+                Err(response) => response,
+            };
+            let Some(exchange) = exchange.take() else {
+                return Err(Rejection::Internal);
+            };
+            match feedback::judge(response, Box::new(exchange), &view.ahead, repeats).await? {
+                Judged::Answer(answer) => return Ok(answer),
                 Judged::Again(answer) => refused = Some(answer),
             }
         }

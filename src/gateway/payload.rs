@@ -119,6 +119,14 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// No body at all.
+    pub fn none() -> Self {
+        Payload::Held {
+            body: Pieces::default(),
+            _held: Held::default(),
+        }
+    }
+
     /// The body to send; `None` if it was streamed already.
     pub fn outgoing(&mut self) -> Option<Outgoing> {
         match self {
@@ -176,13 +184,6 @@ pub async fn receive(
     budget: &Budget,
 ) -> Result<Payload, PayloadError> {
     fits(&inbound, terms)?;
-    // Most requests have none.
-    if inbound.is_over() {
-        return Ok(Payload::Held {
-            body: Pieces::default(),
-            _held: Held::default(),
-        });
-    }
     let (declared, limit) = (inbound.declared(), terms.max_body);
     let enough = match declared {
         Some(_) => terms.buffers.per_request,

@@ -22,6 +22,7 @@ use crate::admission::Origin;
 use crate::gateway::alarm::Alarm;
 use crate::gateway::framing::Framing;
 use crate::gateway::stream::Stream;
+use crate::limit::flow::FlowId;
 use crate::tls::der;
 
 /// How often whoever waits is looked after. Most are missed by hyper at once; before anything is
@@ -44,6 +45,8 @@ pub struct Socket(Arc<Shared>);
 struct Shared {
     stream: Mutex<Stream>,
     framing: Framing,
+    /// The credential of the last request, and its flow.
+    flow: Mutex<Option<(Option<u64>, FlowId)>>,
     /// Whether it is asked here, and not by hyper.
     asked: bool,
     /// It has closed its side: an answer would have no reader.
@@ -65,6 +68,7 @@ impl Caller {
         let shared = Arc::new(Shared {
             stream: Mutex::new(stream),
             framing: Framing::default(),
+            flow: Mutex::default(),
             asked,
             gone: AtomicBool::new(false),
             unread: AtomicBool::new(false),
@@ -85,6 +89,16 @@ impl Caller {
             (Some(name), _) => Origin::Certificate(name),
             (None, Some(address)) => Origin::Address(address),
             (None, None) => Origin::Unix,
+        }
+    }
+
+    /// The flow of its requests that carry this `credential`, made by where it comes from and kept: most
+    /// of one connection carry the same.
+    pub fn flow(&self, credential: Option<u64>, make: impl FnOnce(Origin<'_>) -> FlowId) -> FlowId {
+        let mut last = self.shared.flow.lock();
+        match *last {
+            Some((known, flow)) if known == credential => flow,
+            _ => last.insert((credential, make(self.origin()))).1,
         }
     }
 

@@ -72,7 +72,7 @@ pub struct Sending {
     blocked: Option<Instant>,
     /// It cannot be written any more.
     broken: bool,
-    /// All of it went out, and the permit knows.
+    /// All of it went out.
     sent: bool,
 }
 
@@ -139,7 +139,7 @@ impl Sending {
         unwritten.then_some(Message { head, body })
     }
 
-    /// Writes what there is to write; ready once all of it went out, which `permit` learns.
+    /// Writes what there is to write; ready once all of it went out. `permit` learns when that was.
     ///
     /// # Errors
     /// [`Stopped`]: it cannot go on, and the reading side has nothing to say of it.
@@ -153,19 +153,13 @@ impl Sending {
         T: AsyncWrite + Peer + Unpin,
     {
         while !self.sent {
-            // When the last of it went out, if that was just now.
-            let mut just = None;
             while self.has_more() {
                 let written = self.poll_write(io, cx);
-                just = Some(ready!(self.wrote(written, permit))?);
+                ready!(self.wrote(written, permit))?;
             }
             if self.is_taken() {
                 ready!(self.poll_flush(io, permit, cx));
                 self.sent = true;
-                match just.filter(|just| self.wrote == Some(*just)) {
-                    Some(now) => permit.sent_now(now),
-                    None => permit.sent(),
-                }
                 break;
             }
             let Poll::Ready(next) = self.body.poll_chunk(cx) else {
@@ -222,6 +216,10 @@ impl Sending {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         }
         let front = &self.front[self.at..];
+        // Most have no body.
+        if self.chunk.is_empty() && self.tail.is_empty() && self.held().next().is_none() {
+            return Pin::new(io).poll_write(cx, front);
+        }
         let all = [front, &self.chunk].into_iter().chain(self.held());
         let all = all.chain([self.tail]).filter(|slice| !slice.is_empty());
         let mut slices = [IoSlice::new(&[]); MOST_SLICES];
@@ -249,19 +247,20 @@ impl Sending {
         &mut self,
         written: Poll<io::Result<usize>>,
         permit: &mut Permit,
-    ) -> Poll<io::Result<Instant>> {
+    ) -> Poll<io::Result<()>> {
         match written {
             Poll::Ready(Ok(0)) => self.fails(io::ErrorKind::WriteZero.into()),
             Poll::Ready(Ok(bytes)) => {
                 self.advance(bytes);
-                Poll::Ready(Ok(self.went_out(permit)))
+                self.went_out(permit);
+                Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => self.fails(error),
             Poll::Pending => self.waits(),
         }
     }
 
-    fn fails<R>(&mut self, error: io::Error) -> Poll<io::Result<R>> {
+    fn fails(&mut self, error: io::Error) -> Poll<io::Result<()>> {
         if self.wrote.is_none() {
             return Poll::Ready(Err(error));
         }
@@ -274,12 +273,11 @@ impl Sending {
         Poll::Pending
     }
 
-    fn went_out(&mut self, permit: &mut Permit) -> Instant {
+    fn went_out(&mut self, permit: &mut Permit) {
         let now = now();
         self.wrote = Some(now);
         self.blocked = None;
         permit.wrote(now);
-        now
     }
 
     fn advance(&mut self, mut bytes: usize) {

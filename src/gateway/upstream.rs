@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::admission::permit::Permit;
 use crate::config::process::Upstream as Settings;
 use crate::gateway::connect::{Connector, SetupError};
-use crate::gateway::exchange::{Exchange, Failed};
+use crate::gateway::exchange::{Bounds, Exchange, Failed};
 use crate::gateway::h1::head::Malformed;
 use crate::gateway::pool::{Connection, Pool, Taken};
 use crate::gateway::sending::Message;
@@ -27,6 +27,8 @@ pub struct How {
     pub to_head: bool,
     /// The longest wait for its answer.
     pub patience: Duration,
+    /// The longest time from its last byte to its arrival.
+    pub margin: Duration,
 }
 
 /// Tries on connections that turn out closed before a byte was written, the first included.
@@ -93,7 +95,7 @@ impl Upstream {
     }
 
     /// Sends one request, `now` as the clock stands, and waits for the head of its answer, `patience`
-    /// from when it was sent whole. `request` makes it in the memory it is given, once there is a connection for it, and none
+    /// from when it was sent whole; `exchange` holds what there is to come behind it. `request` makes it in the memory it is given, once there is a connection for it, and none
     /// once it returns `None`;
     /// it goes on another connection only while nothing was written. `how`: what else is to be known
     /// of it.
@@ -102,11 +104,12 @@ impl Upstream {
     /// [`UpstreamError`]: there is no answer. The permit has gone back.
     pub async fn send(
         &self,
+        exchange: &mut Option<Exchange>,
         mut permit: Permit,
         request: impl FnOnce(Vec<u8>) -> Option<Message>,
         how: How,
         now: Instant,
-    ) -> Result<(Response<()>, Box<Exchange>), UpstreamError> {
+    ) -> Result<Response<()>, UpstreamError> {
         let mut last = UpstreamError::Broke("no try was left".into());
         let mut request = Some(request);
         let mut unsent = None;
@@ -133,16 +136,23 @@ impl Upstream {
                 return Err(last);
             };
             let pool = self.shared.pool.clone();
-            let exchange = Exchange::new(connection, permit, message, distrusted, pool);
-            // Handed on from here by its address: it is large.
-            let mut exchange = Box::new(exchange);
-            let head = exchange.head(how.to_head, how.patience, self.shared.stall);
-            match head.await {
-                Ok(response) => return Ok((response, exchange)),
-                Err(Failed::Late(late)) => return Err(late.into()),
+            // Where it stays: it is large.
+            let begun = Exchange::new(connection, permit, message, distrusted, pool);
+            let begun = exchange.insert(begun);
+            let bounds = Bounds {
+                patience: how.patience,
+                stall: self.shared.stall,
+                margin: how.margin,
+            };
+            match begun.head(how.to_head, bounds).await {
+                Ok(response) => return Ok(response),
+                Err(Failed::Late(late)) => {
+                    *exchange = None;
+                    return Err(late.into());
+                }
                 Err(Failed::Connection(error)) => last = error,
             }
-            match exchange.unwritten() {
+            match exchange.take().and_then(Exchange::unwritten) {
                 Some((unused, message)) => (permit, unsent) = (unused, Some(message)),
                 None => return Err(last),
             }

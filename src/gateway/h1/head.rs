@@ -4,7 +4,10 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderName, HeaderValue, InvalidHeaderName,
+    SERVER, TRANSFER_ENCODING,
+};
 use http::{Response, StatusCode};
 use httparse::ParserConfig;
 use hyper::ext::ReasonPhrase;
@@ -112,8 +115,7 @@ pub fn read(bytes: &Bytes, to_head: bool) -> Result<Read, Malformed> {
     let mut fields = TowardsClient::new(connection, parsed.headers.len());
     for field in &*parsed.headers {
         let malformed = |what| Malformed::Head(what);
-        let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| malformed(httparse::Error::HeaderName))?;
+        let name = name(field.name).map_err(|_| malformed(httparse::Error::HeaderName))?;
         let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value))
             .map_err(|_| malformed(httparse::Error::HeaderValue))?;
         said.of_body(&name, field.value)?;
@@ -128,6 +130,19 @@ pub fn read(bytes: &Bytes, to_head: bool) -> Result<Read, Malformed> {
         length,
         last: !keeps || said.is_doubtful() || length == Length::UntilClose,
     }))
+}
+
+/// Most fields of most answers are of these, and written in one of two ways: to see that takes less than
+/// to read a name.
+fn name(text: &str) -> Result<HeaderName, InvalidHeaderName> {
+    Ok(match text {
+        "content-type" | "Content-Type" => CONTENT_TYPE,
+        "content-length" | "Content-Length" => CONTENT_LENGTH,
+        "connection" | "Connection" => CONNECTION,
+        "date" | "Date" => DATE,
+        "server" | "Server" => SERVER,
+        _ => HeaderName::from_bytes(text.as_bytes())?,
+    })
 }
 
 /// What a head says of its body and its connection.
