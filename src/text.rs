@@ -2,8 +2,11 @@
 //! times without `core::fmt` or floating point, and names without a look at each of their characters.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io::Write;
 use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
 
 /// Where text is put: a line that grows, or a [`Short`] one.
 pub trait Sink {
@@ -58,6 +61,28 @@ impl<const N: usize> Sink for Short<N> {
             self.length = end;
         }
     }
+}
+
+/// Memory for texts of a few answers: asked for at once, and theirs until the last of them has gone out.
+const SHARED: usize = 4 * 1024;
+
+thread_local! {
+    static SPARE: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// A copy in memory that this thread's next texts share: to ask for memory costs more than to write to
+/// it.
+pub fn shared(text: &[u8]) -> Bytes {
+    let copy = |spare: &RefCell<BytesMut>| {
+        let mut spare = spare.borrow_mut();
+        if spare.capacity() < text.len() {
+            spare.reserve(SHARED.max(text.len()));
+        }
+        spare.extend_from_slice(text);
+        spare.split().freeze()
+    };
+    let copied = SPARE.try_with(copy);
+    copied.unwrap_or_else(|_| Bytes::copy_from_slice(text))
 }
 
 /// A number in decimal digits.
@@ -258,6 +283,17 @@ mod tests {
         short.put(b"of ");
         number(12_345u32, &mut short);
         assert_eq!(short.as_bytes(), b"of 12345");
+    }
+
+    #[test]
+    fn texts_that_share_their_memory_stay_as_they_were() {
+        let text = |number: usize| number.to_string().repeat(1 + number % 50);
+        let kept: Vec<_> = (0..500).map(|at| shared(text(at).as_bytes())).collect();
+        for (at, kept) in kept.iter().enumerate() {
+            assert_eq!(kept, text(at).as_bytes());
+        }
+        let long = text(9).repeat(2 * SHARED);
+        assert_eq!(shared(long.as_bytes()), long.as_bytes());
     }
 
     proptest! {

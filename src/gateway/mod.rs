@@ -177,7 +177,10 @@ impl Gateway {
         let (mut head, body) = request.into_parts();
         let view = self.0.view();
         let noted = Noted::of(&head.headers);
-        let mut record = Record::begin(&self.0, &view, &head, &noted, caller.address);
+        let mut kept = Record::begin(&self.0, &view, &head, &noted, caller.address);
+        let Some(record) = kept.get_mut() else {
+            return Rejection::Internal.answer(None, None).map(Recorded::from);
+        };
         let mut body = Inbound::new(body, head::waits_to_be_asked(head.version, &noted));
         let asked = body.asked();
         let sound = caller.framing().next();
@@ -190,13 +193,14 @@ impl Gateway {
             }
             Ok(()) => tokio::select! {
                 biased;
-                answered = self.answer(&view, (&head, &noted), body, caller, &mut record) => answered,
+                answered = self.answer(&view, (&head, &noted), body, caller, record) => answered,
                 () = caller.gone() => Err(Rejection::ClientGone),
             },
         };
         fields::spare(std::mem::take(&mut head.headers));
         let ends = answered.as_ref().is_err_and(Rejection::ends_the_connection);
-        let mut response = record.finish(answered, &view.live.config.answers);
+        let response = record.finish(answered, &view.live.config.answers);
+        let mut response = response.map(|answer| Recorded::new(answer, kept));
         response.body_mut().ends_with(caller);
         if ends || asked.waits() {
             caller.leave_unread();

@@ -28,6 +28,7 @@ use crate::gateway::limit_fields;
 use crate::gateway::named::Named;
 use crate::gateway::presence::Caller;
 use crate::gateway::request_id::X_REQUEST_ID;
+use crate::gateway::shelf::Boxed;
 use crate::gateway::trace;
 use crate::limit::local::Budget;
 use crate::metrics::endpoint::EndpointMetrics;
@@ -35,7 +36,7 @@ use crate::metrics::times::Times;
 use crate::operation::{Group, Operation};
 use crate::otlp::{Ended, Span, Stage};
 use crate::outcome::Outcome;
-use crate::text::{Millis, Short, Sink, number};
+use crate::text::{self, Millis, Short, Sink, number};
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -86,12 +87,12 @@ impl Record {
         head: &request::Parts,
         noted: &Noted<'_>,
         client: Option<IpAddr>,
-    ) -> Box<Self> {
+    ) -> Boxed<Self> {
         let started = now();
         let trace = desk.traces.of(noted);
         let Config { log, tracing, .. } = &*view.live.config;
         // In a box from the start: it goes on with the answer's body and is never moved.
-        Box::new(Self {
+        Boxed::with(|| Self {
             view: view.clone(),
             span: desk
                 .shared
@@ -226,10 +227,10 @@ impl Record {
 
     /// Finishes the answer: its fields say who spoke, what it took and what is left.
     pub fn finish(
-        mut self: Box<Self>,
+        &mut self,
         answered: Result<Response<Answer>, Rejection>,
         answers: &Answers,
-    ) -> Response<Recorded> {
+    ) -> Response<Answer> {
         let (outcome, mut response) = match answered {
             Ok(mut response) => {
                 // Room for what is said here, and for a `Connection`, at once.
@@ -240,7 +241,7 @@ impl Record {
             }
             // Nobody is there to read an answer, and the record says that there was none.
             Err(Rejection::ClientGone) => {
-                let mut none = Response::new(Answer::Held(None).into());
+                let mut none = Response::new(Answer::Held(None));
                 *none.status_mut() = StatusCode::REQUEST_TIMEOUT;
                 return none;
             }
@@ -266,11 +267,7 @@ impl Record {
         });
         self.answered = Some((outcome, response.status().as_u16()));
         self.count(|metrics| metrics.ended(self.operation(), outcome));
-        response.map(|answer| Recorded {
-            answer,
-            client: None,
-            record: Some(self),
-        })
+        response
     }
 
     /// Whether its line is one of those that are not written (`log.sample`): of what went well only
@@ -301,7 +298,7 @@ impl Record {
 
     /// `Server-Timing`, milliseconds in the queue and upstream, and what is `left` of the lane's rate.
     fn tell_client(&self, headers: &mut HeaderMap, group: Group, left: Option<Budget>) {
-        // One after the other in the same memory: to ask for it costs more than to write to it.
+        // One after the other in the same memory.
         let mut said = Short::<{ 96 + limit_fields::LONGEST }>::new();
         said.put(b"queue;dur=");
         Millis(self.queued.unwrap_or_default()).put(&mut said);
@@ -313,7 +310,7 @@ impl Record {
         if let Some(budget) = &left {
             limit_fields::left(group, budget, &mut said);
         }
-        let mut left_field = Bytes::from_owner(said);
+        let mut left_field = text::shared(said.as_bytes());
         let timing = left_field.split_to(timing);
         append(
             headers,
@@ -444,7 +441,7 @@ pub struct Recorded {
     answer: Answer,
     /// Whose end ends it while there is nothing of it to be written.
     client: Option<Caller>,
-    record: Option<Box<Record>>,
+    record: Option<Boxed<Record>>,
 }
 
 impl From<Answer> for Recorded {
@@ -459,6 +456,15 @@ impl From<Answer> for Recorded {
 }
 
 impl Recorded {
+    /// An answer with its record.
+    pub(super) fn new(answer: Answer, record: Boxed<Record>) -> Self {
+        Self {
+            answer,
+            client: None,
+            record: Some(record),
+        }
+    }
+
     /// Its client is looked after while it is waited for, where hyper does not.
     pub fn ends_with(&mut self, caller: &Caller) {
         if caller.is_asked() && matches!(self.answer, Answer::Passing(_)) {
@@ -469,6 +475,7 @@ impl Recorded {
     /// Closes its record, if that is still open: nothing more of it goes out. Returns when that was.
     pub fn close(&mut self) -> Option<Instant> {
         let mut record = self.record.take()?;
+        let record = record.get_mut()?;
         record.complete |= self.answer.is_end_stream();
         Some(record.close())
     }
@@ -487,7 +494,7 @@ impl Body for Recorded {
             ready!(client.map_or(Poll::Pending, |client| client.poll_gone(cx)));
             return Poll::Ready(Some(Err(Cutoff::Gone.into())));
         };
-        if let Some(record) = &mut self.record {
+        if let Some(record) = self.record.as_mut().and_then(Boxed::get_mut) {
             match &frame {
                 Some(Ok(frame)) => record.sent += frame.data_ref().map_or(0, |d| d.len() as u64),
                 Some(Err(_)) => {}

@@ -58,7 +58,15 @@ impl<T: Send + 'static> Boxed<T> {
         }
     }
 
-    /// What is in it; it never moves.
+    /// What is in it.
+    pub fn get_mut(&mut self) -> Option<&mut T>
+    where
+        T: Unpin,
+    {
+        self.as_pin_mut().map(Pin::get_mut)
+    }
+
+    /// The same of what must not move; it never does.
     pub fn as_pin_mut(&mut self) -> Option<Pin<&mut T>> {
         self.place.as_mut()?.as_mut().as_pin_mut()
     }
