@@ -85,6 +85,17 @@ pub fn shared(text: &[u8]) -> Bytes {
     copied.unwrap_or_else(|_| Bytes::copy_from_slice(text))
 }
 
+/// Decimal digits and nothing else, as a number.
+pub fn whole(text: &[u8]) -> Option<u64> {
+    let digit = |number: Option<u64>, byte: &u8| {
+        let digit = byte.wrapping_sub(b'0');
+        let number = number?.checked_mul(10)?.checked_add(digit.into())?;
+        (digit < 10).then_some(number)
+    };
+    text.first()?;
+    text.iter().fold(Some(0), digit)
+}
+
 /// A number in decimal digits.
 pub fn number(number: impl Into<u64>, to: &mut impl Sink) {
     to.put(itoa::Buffer::new().format(number.into()).as_bytes());
@@ -125,6 +136,10 @@ pub struct Seconds(pub Duration);
 impl Seconds {
     pub fn put(self, to: &mut impl Sink) {
         let Self(span) = self;
+        // Most wait for nothing.
+        if span.is_zero() {
+            return to.put(b"0.000000");
+        }
         let mut said = Short::<27>::new();
         number(span.as_secs(), &mut said);
         said.put(b".");
@@ -160,6 +175,9 @@ pub struct Millis(pub Duration);
 impl Millis {
     pub fn put(self, to: &mut impl Sink) {
         let Self(span) = self;
+        if span.is_zero() {
+            return to.put(b"0.000");
+        }
         let millis = span.as_secs().saturating_mul(1_000);
         number(millis.saturating_add(span.subsec_millis().into()), to);
         to.put(b".");
@@ -308,6 +326,12 @@ mod tests {
                 other[at] = b'b';
                 prop_assert!(!all(&other, is), "{}", at);
             }
+        }
+
+        #[test]
+        fn a_whole_number_is_what_core_reads_without_a_sign(text in "[0-9]{0,21}|.{0,3}") {
+            let core = text.parse().ok().filter(|_| !text.starts_with('+'));
+            prop_assert_eq!(whole(text.as_bytes()), core);
         }
 
         #[test]

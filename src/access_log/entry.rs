@@ -14,6 +14,7 @@ use crate::text::{Harmless, Quoted, Seconds, Short, Sink, digits, number};
 const UNIX: &str = "unix";
 /// Of a path no more is shown: strangers choose it.
 const PATH: usize = 256;
+const SECOND: Duration = Duration::from_secs(1);
 /// Since 1970.
 const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
 
@@ -21,7 +22,8 @@ const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
 pub struct Entry<'a> {
     /// Lines stand in the order of these.
     pub ended: Instant,
-    pub time: SystemTime,
+    /// Read once for all lines of a second.
+    pub wall_clock: &'a dyn Fn() -> SystemTime,
     pub request_id: &'a [u8],
     pub trace_id: &'a [u8],
     /// `None`: it came by a Unix socket.
@@ -48,8 +50,9 @@ pub struct Entry<'a> {
 /// The line that is written now, and the second of the last one: both are used again.
 pub(super) struct Scratch {
     line: Vec<u8>,
-    /// Since 1970, and how it is written up to its fraction.
-    second: Option<(u64, Short<32>)>,
+    /// When it began, and how it is written up to its fraction. A wall clock that is set shows with the
+    /// next.
+    second: Option<(Instant, Short<32>)>,
     /// The last client, and how it is written: few have many requests.
     client: Option<(IpAddr, Short<46>)>,
 }
@@ -83,7 +86,7 @@ impl Entry<'_> {
 
     fn write_json(&self, scratch: &mut Scratch) -> io::Result<()> {
         scratch.line.put(b"{\"time\":\"");
-        scratch.date(self.time)?;
+        scratch.date(self.ended, self.wall_clock)?;
         let to = &mut scratch.line;
         to.put(b"\",\"request_id\":");
         Quoted(self.request_id).put(to);
@@ -131,7 +134,7 @@ impl Entry<'_> {
     }
 
     fn write_text(&self, scratch: &mut Scratch) -> io::Result<()> {
-        scratch.date(self.time)?;
+        scratch.date(self.ended, self.wall_clock)?;
         scratch.line.put(b" ");
         scratch.address(self.client)?;
         let to = &mut scratch.line;
@@ -170,14 +173,17 @@ impl Entry<'_> {
 }
 
 impl Scratch {
-    fn date(&mut self, time: SystemTime) -> io::Result<()> {
-        let since = time
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let known = self.second.filter(|(second, _)| *second == since.as_secs());
-        let (_, text) = match known {
+    fn date(&mut self, ended: Instant, wall_clock: &dyn Fn() -> SystemTime) -> io::Result<()> {
+        let known = self.second.and_then(|(began, text)| {
+            let into = ended.checked_duration_since(began)?;
+            (into < SECOND).then_some((into, text))
+        });
+        let (into, text) = match known {
             Some(known) => known,
             None => {
+                let since = wall_clock()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .unwrap_or_default();
                 if since >= YEAR_10000 {
                     return Err(io::Error::other("a year has four digits"));
                 }
@@ -190,12 +196,14 @@ impl Scratch {
                     humantime::format_rfc3339_seconds(start)
                 )?;
                 text.put(&written[..19]);
-                *self.second.insert((since.as_secs(), text))
+                let into = Duration::from_nanos(since.subsec_nanos().into());
+                self.second = ended.checked_sub(into).map(|began| (began, text));
+                (into, text)
             }
         };
         self.line.put(text.as_bytes());
         self.line.put(b".");
-        self.line.put(&digits::<3>(since.subsec_millis()));
+        self.line.put(&digits::<3>(into.subsec_millis()));
         self.line.put(b"Z");
         Ok(())
     }
@@ -234,6 +242,7 @@ fn short(path: &str) -> &str {
 #[cfg(test)]
 pub(super) mod tests {
     use std::net::Ipv4Addr;
+    use std::sync::OnceLock;
 
     use proptest::option;
     use proptest::prelude::*;
@@ -250,9 +259,19 @@ pub(super) mod tests {
         (span.as_secs_f64() * 1e6).round() / 1e6
     }
 
-    fn by_serde(entry: &Entry<'_>) -> Value {
+    /// When the wall clock shows so many milliseconds.
+    fn at(millis: u64) -> (Instant, SystemTime) {
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        let since = Duration::from_millis(millis);
+        (
+            *EPOCH.get_or_init(now) + since,
+            SystemTime::UNIX_EPOCH + since,
+        )
+    }
+
+    fn by_serde(entry: &Entry<'_>, time: SystemTime) -> Value {
         json!({
-            "time": humantime::format_rfc3339_millis(entry.time).to_string(),
+            "time": humantime::format_rfc3339_millis(time).to_string(),
             "request_id": String::from_utf8_lossy(entry.request_id),
             "trace_id": String::from_utf8_lossy(entry.trace_id),
             "client": entry.client.map_or(UNIX.into(), |client| client.to_string()),
@@ -289,9 +308,10 @@ pub(super) mod tests {
         ) {
             let [request_id, trace_id, method] = &texts;
             let [queued, upstream, total] = micros.map(|micros| Duration::from_micros(micros.into()));
+            let (ended, time) = at(millis);
             let entry = Entry {
-                ended: now(),
-                time: SystemTime::UNIX_EPOCH + Duration::from_millis(millis),
+                ended,
+                wall_clock: &|| time,
                 request_id: request_id.as_bytes(),
                 trace_id: trace_id.as_bytes(),
                 client,
@@ -309,7 +329,7 @@ pub(super) mod tests {
                 upstream,
                 total,
             };
-            prop_assert_eq!(line(&entry, LogFormat::Json), format!("{}\n", by_serde(&entry)));
+            prop_assert_eq!(line(&entry, LogFormat::Json), format!("{}\n", by_serde(&entry, time)));
         }
     }
 
@@ -321,19 +341,21 @@ pub(super) mod tests {
             (1_000, "1970-01-01T00:00:01.000Z "),
             (999, "1970-01-01T00:00:00.999Z "),
         ] {
-            let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+            let (ended, time) = at(millis);
             let written = line(
                 &Entry {
-                    time,
+                    ended,
+                    wall_clock: &|| time,
                     ..entry("/v2/ep/run")
                 },
                 LogFormat::Text,
             );
             assert!(written.starts_with(date), "{written}");
         }
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_800);
+        let (ended, time) = at(253_402_300_800_000);
         let late = Entry {
-            time,
+            ended,
+            wall_clock: &|| time,
             ..entry("/v2/ep/run")
         };
         assert!(late.with_line(LogFormat::Json, <[u8]>::len).is_err());
@@ -347,7 +369,7 @@ pub(super) mod tests {
     pub fn entry(path: &str) -> Entry<'_> {
         Entry {
             ended: now(),
-            time: SystemTime::UNIX_EPOCH,
+            wall_clock: &|| SystemTime::UNIX_EPOCH,
             request_id: b"r-1",
             trace_id: b"4bf9",
             client: Some(Ipv4Addr::LOCALHOST.into()),

@@ -15,6 +15,7 @@ pub type Cut = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request's body as it goes to the upstream.
 pub enum Outgoing {
+    Nothing,
     /// All here, and could be sent again.
     Held(Pieces),
     /// Still on its way in.
@@ -25,6 +26,7 @@ impl Outgoing {
     /// How many bytes there are, where that was declared.
     pub fn length(&self) -> Option<u64> {
         match self {
+            Outgoing::Nothing => Some(0),
             Outgoing::Held(body) => Some(body.len()),
             Outgoing::Streamed(upload) => upload.left(),
         }
@@ -33,6 +35,7 @@ impl Outgoing {
     /// The next bytes; `None` at its end.
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
         match self {
+            Outgoing::Nothing => Poll::Ready(None),
             Outgoing::Held(body) => Poll::Ready(body.pop().map(Ok)),
             Outgoing::Streamed(upload) => upload.poll_chunk(cx),
         }

@@ -23,6 +23,8 @@ use crate::limit::local::Budget;
 
 /// Bytes that are read at once, and room for a head of the usual size.
 const USUAL_READ: usize = 8 * 1024;
+/// Less room than this is not read into: small answers share the memory of one read.
+const LEAST_READ: usize = 4 * 1024;
 /// The same of a body that comes faster than that.
 const LARGEST_READ: usize = 64 * 1024;
 /// What is smaller is copied: else a line of text could keep the whole buffer it was read into.
@@ -186,7 +188,7 @@ impl Exchange {
     /// Reads more behind what is unread.
     fn poll_read(&mut self, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Connection { stream, unread, .. } = &mut self.connection;
-        if unread.capacity() - unread.len() < most.min(USUAL_READ) {
+        if unread.capacity() - unread.len() < most.min(LEAST_READ) {
             unread.reserve(most);
         }
         pin!(stream.read_buf(unread)).poll(cx)

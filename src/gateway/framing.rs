@@ -11,6 +11,7 @@ use memchr::memchr;
 use parking_lot::Mutex;
 
 use crate::gateway::head::BadHead;
+use crate::text::{self, all};
 
 /// As much of a line as is read. Longer lines that matter are refused.
 const BEGINNING: usize = 64;
@@ -135,10 +136,11 @@ impl<'a> Ended<'a> {
     fn whole(line: &'a [u8], request_line: bool) -> Self {
         let text = line.strip_suffix(b"\r");
         let target = || memchr(b' ', line).and_then(|space| memchr(b'#', &line[space..]));
+        let has_any = || !all(line, |byte| byte != b'#');
         Self {
             text: text.map(|text| &text[..text.len().min(BEGINNING)]),
             is_short: line.len() <= BEGINNING,
-            fragment: request_line && target().is_some(),
+            fragment: request_line && has_any() && target().is_some(),
         }
     }
 }
@@ -160,7 +162,12 @@ impl Reader {
                 }
                 _ => {
                     let request_line = self.state == State::RequestLine;
-                    let Some(end) = memchr(b'\n', bytes) else {
+                    let end = match bytes {
+                        // Of each head the last.
+                        [b'\r', b'\n', ..] => Some(1),
+                        _ => memchr(b'\n', bytes),
+                    };
+                    let Some(end) = end else {
                         self.line.add(bytes, request_line);
                         return;
                     };
@@ -228,7 +235,7 @@ impl Reader {
             if self.length.is_some() {
                 return Err(BadHead::TwoLengths);
             }
-            let length = Some(value).filter(|_| whole).and_then(number);
+            let length = Some(value).filter(|_| whole).and_then(text::whole);
             self.length = Some(length.ok_or(BadHead::Length)?);
         } else if let Some(value) = value(text, b"transfer-encoding") {
             if self.length.is_some() {
@@ -267,13 +274,6 @@ fn value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     before
         .eq_ignore_ascii_case(name)
         .then(|| value.trim_ascii())
-}
-
-/// Digits and nothing else.
-fn number(text: &[u8]) -> Option<u64> {
-    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    let text = std::str::from_utf8(text).ok().filter(|_| digits)?;
-    text.parse().ok()
 }
 
 /// The size at the beginning of a chunk's line. An extension may follow, and is dropped.

@@ -97,7 +97,7 @@ impl<'a> Noted<'a> {
         for (name, value) in headers {
             if *name == HOST {
                 noted.hosts += 1;
-                noted.unnamed |= !value.to_str().is_ok_and(is_authority);
+                noted.unnamed |= !is_authority(value.as_bytes());
             } else if *name == AUTHORIZATION {
                 noted.credentials += 1;
                 noted.authorization.get_or_insert(value);

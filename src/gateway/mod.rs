@@ -75,6 +75,7 @@ use crate::limit::quota::Mode;
 use crate::metrics::Metrics;
 use crate::operation::{Group, Operation};
 use crate::otlp::Spans;
+use crate::outcome::Outcome;
 
 /// What all workers share.
 pub struct Shared {
@@ -198,10 +199,16 @@ impl Gateway {
             },
         };
         fields::spare(std::mem::take(&mut head.headers));
-        let ends = answered.as_ref().is_err_and(Rejection::ends_the_connection);
-        let response = record.finish(answered, &view.live.config.answers);
-        let mut response = response.map(|answer| Recorded::new(answer, kept));
-        response.body_mut().ends_with(caller);
+        let (mut response, outcome, ends) = match answered {
+            Ok(response) => (response, Outcome::Forwarded, false),
+            Err(why) => (
+                record.refusal(&why),
+                why.outcome(),
+                why.ends_the_connection(),
+            ),
+        };
+        record.finish(&mut response, outcome, &view.live.config.answers);
+        let mut response = response.map(|answer| Recorded::new(answer, kept, caller));
         if ends || asked.waits() {
             caller.leave_unread();
             let close = HeaderValue::from_static("close");
@@ -267,7 +274,7 @@ impl Gateway {
         let payload = match comes {
             true => payload::receive(body, &terms(), &shared.budget).await,
             // Most requests have none.
-            false => Ok(Payload::none()),
+            false => Ok(Payload::Nothing),
         };
         // Not held meanwhile: a slow upload would keep it from being forgotten.
         let lane = lane();

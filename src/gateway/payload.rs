@@ -109,6 +109,8 @@ pub struct Fault(Arc<Mutex<Option<PayloadError>>>);
 
 /// A body as far as it was read before anything else happened.
 pub enum Payload {
+    /// There is no body.
+    Nothing,
     /// All of it. Can be sent as often as needed.
     Held { body: Pieces, _held: Held },
     /// More is on its way. Can be sent once.
@@ -119,17 +121,10 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// No body at all.
-    pub fn none() -> Self {
-        Payload::Held {
-            body: Pieces::default(),
-            _held: Held::default(),
-        }
-    }
-
     /// The body to send; `None` if it was streamed already.
     pub fn outgoing(&mut self) -> Option<Outgoing> {
         match self {
+            Payload::Nothing => Some(Outgoing::Nothing),
             Payload::Held { body, .. } => Some(Outgoing::Held(body.clone())),
             Payload::Streamed { upload, .. } => upload
                 .take()
@@ -145,6 +140,7 @@ impl Payload {
     /// Bytes of it that are held here.
     pub fn held(&self) -> u64 {
         match self {
+            Payload::Nothing => 0,
             Payload::Held { body, .. } => body.len(),
             Payload::Streamed { upload, .. } => {
                 upload.as_ref().map_or(0, |upload| upload.first.len())
@@ -155,7 +151,7 @@ impl Payload {
     /// What was wrong with a body that was being sent on: the upstream is not to blame for it.
     pub fn fault(&self) -> Option<PayloadError> {
         match self {
-            Payload::Held { .. } => None,
+            Payload::Nothing | Payload::Held { .. } => None,
             Payload::Streamed { fault, .. } => fault.0.lock().take(),
         }
     }

@@ -103,13 +103,12 @@ impl Pool {
     pub fn take(&self, trusted_only: bool, now: Instant) -> Option<Taken> {
         let idle = &mut self.idle.lock().all;
         while let Some(mut newest) = idle.pop() {
-            let unused = now.saturating_duration_since(newest.since);
-            if unused > KEPT_FOR {
+            if now > newest.since + KEPT_FOR {
                 // Those below are older still.
                 idle.clear();
                 return None;
             }
-            let distrusted = unused > TRUSTED_FOR;
+            let distrusted = now > newest.since + TRUSTED_FOR;
             if distrusted && trusted_only {
                 // The same.
                 idle.push(newest);

@@ -225,35 +225,36 @@ impl Record {
         rest.get(..self.endpoint)
     }
 
-    /// Finishes the answer: its fields say who spoke, what it took and what is left.
-    pub fn finish(
-        &mut self,
-        answered: Result<Response<Answer>, Rejection>,
-        answers: &Answers,
-    ) -> Response<Answer> {
-        let (outcome, mut response) = match answered {
-            Ok(mut response) => {
+    /// The answer to a request that nobody upstream has answered.
+    pub fn refusal(&self, rejection: &Rejection) -> Response<Answer> {
+        // Nobody is there to read one.
+        if matches!(rejection, Rejection::ClientGone) {
+            let mut none = Response::new(Answer::Held(None));
+            *none.status_mut() = StatusCode::REQUEST_TIMEOUT;
+            return none;
+        }
+        let lane = self.lane.as_deref().zip(self.endpoint());
+        let lane = lane.map(|(lane, endpoint)| Lane { lane, endpoint });
+        let mut response = rejection.answer(Some(self.names.request_id.as_str()), lane);
+        let headers = response.headers_mut();
+        headers.insert(X_REQUEST_ID, self.names.request_id.field());
+        response
+    }
+
+    /// Finishes the answer: its fields say who spoke, what it took and what is left. `outcome`: how its
+    /// request has ended.
+    pub fn finish(&mut self, response: &mut Response<Answer>, outcome: Outcome, answers: &Answers) {
+        match outcome {
+            Outcome::Forwarded => {
+                let said = received(response.status());
                 // Room for what is said here, and for a `Connection`, at once.
                 response.headers_mut().reserve(5);
-                let said = received(response.status());
                 append(response.headers_mut(), PROXY_STATUS, said);
-                (Outcome::Forwarded, response)
             }
-            // Nobody is there to read an answer, and the record says that there was none.
-            Err(Rejection::ClientGone) => {
-                let mut none = Response::new(Answer::Held(None));
-                *none.status_mut() = StatusCode::REQUEST_TIMEOUT;
-                return none;
-            }
-            Err(rejection) => {
-                let lane = self.lane.as_deref().zip(self.endpoint());
-                let lane = lane.map(|(lane, endpoint)| Lane { lane, endpoint });
-                let mut response = rejection.answer(Some(self.names.request_id.as_str()), lane);
-                let headers = response.headers_mut();
-                headers.insert(X_REQUEST_ID, self.names.request_id.field());
-                (rejection.outcome(), response)
-            }
-        };
+            // The record says that there was no answer.
+            Outcome::ClientGone => return,
+            _ => {}
+        }
         if let Some(lane) = &self.lane {
             let left = match answers.rate_limit_headers {
                 true => self.left.unwrap_or_else(|| lane.budget()),
@@ -267,7 +268,6 @@ impl Record {
         });
         self.answered = Some((outcome, response.status().as_u16()));
         self.count(|metrics| metrics.ended(self.operation(), outcome));
-        response
     }
 
     /// Whether its line is one of those that are not written (`log.sample`): of what went well only
@@ -387,7 +387,7 @@ impl Record {
         }
         self.view.shared.access_log.write(&Entry {
             ended,
-            time: wall_clock(),
+            wall_clock: &wall_clock,
             request_id: self.names.request_id.as_bytes(),
             trace_id: trace::id(&self.names.trace),
             client: self.client,
@@ -456,19 +456,14 @@ impl From<Answer> for Recorded {
 }
 
 impl Recorded {
-    /// An answer with its record.
-    pub(super) fn new(answer: Answer, record: Boxed<Record>) -> Self {
+    /// An answer with its record. Its client is looked after while it is waited for, where hyper does
+    /// not.
+    pub(super) fn new(answer: Answer, record: Boxed<Record>, caller: &Caller) -> Self {
+        let waits = caller.is_asked() && matches!(answer, Answer::Passing(_));
         Self {
             answer,
-            client: None,
+            client: waits.then(|| caller.clone()),
             record: Some(record),
-        }
-    }
-
-    /// Its client is looked after while it is waited for, where hyper does not.
-    pub fn ends_with(&mut self, caller: &Caller) {
-        if caller.is_asked() && matches!(self.answer, Answer::Passing(_)) {
-            self.client = Some(caller.clone());
         }
     }
 

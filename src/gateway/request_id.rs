@@ -43,11 +43,10 @@ impl RequestIds {
 
     fn next(&self) -> Named {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let number = hex(number);
         // Eight digits, and more once they are not enough.
-        let zeros = number[..8].iter().take_while(|digit| **digit == b'0');
+        let zeros = (number.leading_zeros() as usize / 4).min(8);
         let mut name = Short::new();
-        for part in [&self.worker[..], b"-", &number[zeros.count()..]] {
+        for part in [&self.worker[..], b"-", &hex(number)[zeros..]] {
             name.put(part);
         }
         Named::Made(name)

@@ -238,7 +238,7 @@ impl Sending {
     fn held(&self) -> impl Iterator<Item = &[u8]> {
         let held = match &self.body {
             Outgoing::Held(body) => Some(body.iter()),
-            Outgoing::Streamed(_) => None,
+            Outgoing::Nothing | Outgoing::Streamed(_) => None,
         };
         held.into_iter().flatten()
     }

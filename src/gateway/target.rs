@@ -23,7 +23,7 @@ pub fn of<'a>(method: &Method, uri: &'a Uri) -> Result<&'a PathAndQuery, Unclass
         Some(_) => return Err(Unclassified::Target("its scheme is not http")),
     }
     if let Some(authority) = uri.authority()
-        && !is_authority(authority.as_str())
+        && !is_authority(authority.as_str().as_bytes())
     {
         return Err(Unclassified::Target("it names no host"));
     }
@@ -56,9 +56,12 @@ pub fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
 
 /// A host with or without a port, and nothing else (RFC 3986, section 3.2, without what no host is
 /// called).
-pub fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
+pub fn is_authority(text: &[u8]) -> bool {
+    let (host, port) = match text {
+        [b'[', rest @ ..] => {
+            let Ok(rest) = std::str::from_utf8(rest) else {
+                return false;
+            };
             let Some((host, after)) = rest.split_once(']') else {
                 return false;
             };
@@ -68,17 +71,18 @@ pub fn is_authority(text: &str) -> bool {
             match after.strip_prefix(':') {
                 None if after.is_empty() => return true,
                 None => return false,
-                Some(port) => ("v6", port),
+                Some(port) => (&b"v6"[..], port.as_bytes()),
             }
         }
-        None => cut(text, b':').unwrap_or((text, "")),
+        // A port is short: looked for from the end.
+        _ => match text.iter().rposition(|&byte| byte == b':') {
+            Some(colon) => (&text[..colon], &text[colon + 1..]),
+            None => (text, &b""[..]),
+        },
     };
     let named =
         |byte: u8| byte.is_ascii_alphanumeric() | (byte == b'.') | (byte == b'-') | (byte == b'_');
-    !host.is_empty()
-        && all(host.as_bytes(), named)
-        && port.len() <= 5
-        && port.bytes().all(|byte| byte.is_ascii_digit())
+    !host.is_empty() && all(host, named) && port.len() <= 5 && port.iter().all(u8::is_ascii_digit)
 }
 
 #[cfg(test)]
@@ -135,13 +139,13 @@ mod tests {
             "[::1]:80",
             "x:",
         ] {
-            assert!(is_authority(good), "{good}");
+            assert!(is_authority(good.as_bytes()), "{good}");
         }
         for bad in [
             "", ":80", "a b", "a,b", "me@x", "x/y", "x?y", "x#y", "x:y", "x:80:80", "x:123456",
             "[::1", "::1", "[x]", "[::1]x", "ä", "x\\y", "%41",
         ] {
-            assert!(!is_authority(bad), "{bad}");
+            assert!(!is_authority(bad.as_bytes()), "{bad}");
         }
     }
 }

@@ -21,8 +21,10 @@ const LENGTH: usize = 55;
 /// Makes traces for requests that come without one. Spread and never the same twice, so that they can
 /// be told apart and sampled by; not secret, as nobody is let in by one.
 pub struct Traces {
-    /// One for each eight bytes: two of the trace's id, one of the span's.
-    seeds: [u64; 3],
+    /// What all their ids begin with, in hexadecimal digits.
+    first: [u8; 16],
+    /// Of the second half of a trace's id, and of the span's.
+    seeds: [u64; 2],
     made: AtomicU64,
 }
 
@@ -30,7 +32,8 @@ impl Default for Traces {
     fn default() -> Self {
         let chance = RandomState::new();
         Self {
-            seeds: [0u8, 1, 2].map(|part| chance.hash_one(part)),
+            first: hex(chance.hash_one(0u8)),
+            seeds: [1u8, 2].map(|part| chance.hash_one(part)),
             made: AtomicU64::new(0),
         }
     }
@@ -52,10 +55,10 @@ impl Traces {
 
     fn next(&self) -> Named {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let [high, low, span] = self.seeds.map(|seed| hex(spread(seed, number).max(1)));
+        let [second, span] = self.seeds.map(|seed| hex(spread(seed, number).max(1)));
         // Not sampled: whoever records it writes one of its own (`otlp`).
         let mut made = Short::new();
-        for part in [&b"00-"[..], &high, &low, b"-", &span, b"-00"] {
+        for part in [&b"00-"[..], &self.first, &second, b"-", &span, b"-00"] {
             made.put(part);
         }
         Named::Made(made)

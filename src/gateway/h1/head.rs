@@ -13,6 +13,7 @@ use httparse::ParserConfig;
 use hyper::ext::ReasonPhrase;
 
 use crate::gateway::fields::TowardsClient;
+use crate::text::whole;
 
 /// The most bytes of a head.
 pub const LARGEST: usize = 64 * 1024;
@@ -166,7 +167,7 @@ impl Said {
     fn of_body(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Malformed> {
         if name == CONTENT_LENGTH {
             for item in value.split(|byte| *byte == b',') {
-                let length = number(item.trim_ascii()).ok_or(Malformed::Length)?;
+                let length = whole(item.trim_ascii()).ok_or(Malformed::Length)?;
                 if self.length.is_some_and(|known| known != length) {
                     return Err(Malformed::Length);
                 }
@@ -200,13 +201,6 @@ impl Said {
             (false, None) => Length::UntilClose,
         })
     }
-}
-
-/// Digits and nothing else.
-fn number(text: &[u8]) -> Option<u64> {
-    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    let text = std::str::from_utf8(text).ok().filter(|_| digits)?;
-    text.parse().ok()
 }
 
 #[cfg(test)]
