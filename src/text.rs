@@ -140,11 +140,17 @@ impl Seconds {
         if span.is_zero() {
             return to.put(b"0.000000");
         }
-        let mut said = Short::<27>::new();
-        number(span.as_secs(), &mut said);
-        said.put(b".");
-        said.put(&digits::<6>(span.subsec_micros()));
-        to.put(said.as_bytes());
+        if let Ok(seconds @ 0..10) = u32::try_from(span.as_secs()) {
+            // All in one number, whose first digit is a ten that is not said.
+            let micros = seconds * 1_000_000 + span.subsec_micros();
+            let [whole, rest @ ..] = digits::<7>(micros);
+            to.put(&[whole, b'.']);
+            to.put(&rest);
+            return;
+        }
+        number(span.as_secs(), to);
+        to.put(b".");
+        to.put(&digits::<6>(span.subsec_micros()));
     }
 
     /// The same to the nearest microsecond as the shortest number of JSON: `1.00025`, `0.0`.

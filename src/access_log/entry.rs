@@ -50,9 +50,9 @@ pub struct Entry<'a> {
 /// The line that is written now, and the second of the last one: both are used again.
 pub(super) struct Scratch {
     line: Vec<u8>,
-    /// When it began, and how it is written up to its fraction. A wall clock that is set shows with the
-    /// next.
-    second: Option<(Instant, Short<32>)>,
+    /// A moment in it, how far into it that was, and how it is written up to its fraction. A wall clock
+    /// that is set shows with the next.
+    second: Option<(Instant, Duration, Short<32>)>,
     /// The last client, and how it is written: few have many requests.
     client: Option<(IpAddr, Short<46>)>,
 }
@@ -174,8 +174,8 @@ impl Entry<'_> {
 
 impl Scratch {
     fn date(&mut self, ended: Instant, wall_clock: &dyn Fn() -> SystemTime) -> io::Result<()> {
-        let known = self.second.and_then(|(began, text)| {
-            let into = ended.checked_duration_since(began)?;
+        let known = self.second.as_ref().and_then(|(then, into, text)| {
+            let into = *into + ended.checked_duration_since(*then)?;
             (into < SECOND).then_some((into, text))
         });
         let (into, text) = match known {
@@ -187,7 +187,8 @@ impl Scratch {
                 if since >= YEAR_10000 {
                     return Err(io::Error::other("a year has four digits"));
                 }
-                let start = SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs());
+                let into = Duration::from_nanos(since.subsec_nanos().into());
+                let start = SystemTime::UNIX_EPOCH + (since - into);
                 let mut text = Short::new();
                 let mut written = [0; 20];
                 write!(
@@ -196,15 +197,12 @@ impl Scratch {
                     humantime::format_rfc3339_seconds(start)
                 )?;
                 text.put(&written[..19]);
-                let into = Duration::from_nanos(since.subsec_nanos().into());
-                self.second = ended.checked_sub(into).map(|began| (began, text));
-                (into, text)
+                (into, &self.second.insert((ended, into, text)).2)
             }
         };
         self.line.put(text.as_bytes());
-        self.line.put(b".");
-        self.line.put(&digits::<3>(into.subsec_millis()));
-        self.line.put(b"Z");
+        let [a, b, c] = digits::<3>(into.subsec_millis());
+        self.line.put(&[b'.', a, b, c, b'Z']);
         Ok(())
     }
 

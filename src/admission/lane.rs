@@ -239,7 +239,9 @@ impl LaneCell {
                 })
             }
         };
-        self.settle(&mut state, now, &mut news);
+        if !state.waiting.is_empty() {
+            self.settle(&mut state, now, &mut news);
+        }
         drop(state);
         news.tell();
         (asked, first)
@@ -247,9 +249,6 @@ impl LaneCell {
 
     /// Lets everybody go whose turn has come, and sees to it that the next turn is not missed.
     fn settle(self: &Arc<Self>, state: &mut State, now: Timestamp, news: &mut News) {
-        if state.waiting.is_empty() {
-            return;
-        }
         let wake = self.poll(state, now, news);
         match (wake, state.driver) {
             (Some(wake), None) => {
@@ -292,10 +291,13 @@ impl LaneCell {
         at: Option<Instant>,
         event: impl FnOnce(&mut LocalLane, Timestamp) -> R,
     ) -> R {
-        let mut news = News::default();
         let mut state = self.state.lock();
         let now = self.clock.at(at.unwrap_or_else(|| self.clock.read()));
         let result = event(&mut state.lane, now);
+        if state.waiting.is_empty() {
+            return result;
+        }
+        let mut news = News::default();
         self.settle(&mut state, now, &mut news);
         drop(state);
         news.tell();

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, BuildHasherDefault};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::HeaderValue;
@@ -92,7 +92,12 @@ impl Accepted {
             }
             _ => value,
         };
-        (!bare.is_empty()).then(|| Credential(self.hasher.hash_one(bare)))
+        (!bare.is_empty()).then(|| {
+            let mut hasher = self.hasher.build_hasher();
+            // Nothing but this is hashed: there is no length to tell it from another's.
+            hasher.write(bare);
+            Credential(hasher.finish())
+        })
     }
 
     /// `credential`, if the upstream has accepted it before.

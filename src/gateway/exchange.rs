@@ -154,7 +154,8 @@ impl Exchange {
         loop {
             // Nothing is understood before a line has ended.
             let unread = &mut self.connection.unread;
-            if memchr::memchr(b'\n', unread).is_some() || unread.len() >= head::LARGEST {
+            let understood = !unread.is_empty() && memchr::memchr(b'\n', unread).is_some();
+            if understood || unread.len() >= head::LARGEST {
                 // Shared, not copied: the buffer is whole again once the answer has gone out.
                 let mut bytes = unread.split().freeze();
                 loop {

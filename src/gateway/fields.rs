@@ -90,7 +90,7 @@ pub fn towards_upstream(
     let headers = noted.headers;
     let named = match noted.connection {
         true => Named::by(headers),
-        false => Named(Vec::new()),
+        false => Named::default(),
     };
     let one_cookie = version == Version::HTTP_2;
     for (name, value) in headers {
@@ -113,7 +113,7 @@ pub fn towards_upstream(
             each(text, value.as_bytes());
         }
     }
-    if one_cookie && !named.0.contains(&COOKIE) {
+    if one_cookie && !named.contains(&COOKIE) {
         join_cookies(headers, &mut each);
     }
     each(VIA.as_str(), hop.via(version).as_bytes());
@@ -258,7 +258,8 @@ fn is_read_as_another(name: &str, claims: impl Fn(&str) -> bool) -> bool {
 }
 
 /// The names in `Connection` fields, but for those that never pass and those that always do.
-struct Named(Vec<HeaderName>);
+#[derive(Default)]
+struct Named(Option<Vec<HeaderName>>);
 
 impl Named {
     fn by(headers: &HeaderMap) -> Self {
@@ -267,20 +268,30 @@ impl Named {
     }
 
     fn of<'a>(values: impl Iterator<Item = &'a [u8]>) -> Self {
+        let mut named = Self::default();
+        values.for_each(|value| named.add(value));
+        named
+    }
+
+    /// Those in one more field.
+    fn add(&mut self, value: &[u8]) {
         // Bytes: one name that is no text takes the others with it otherwise.
         let usual = |name: &[u8]| {
             name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close")
         };
         // Most say one of these and nothing else.
-        let values = values.filter(|value| !usual(value));
-        let names = values.flat_map(|value| value.split(|byte| *byte == b','));
-        let names = names.map(<[u8]>::trim_ascii).filter(|name| !usual(name));
+        if usual(value) {
+            return;
+        }
+        let names = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        let names = names.filter(|name| !usual(name));
         let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
-        Self(names.filter(|name| !is_end_to_end(name.as_str())).collect())
+        let names = names.filter(|name| !is_end_to_end(name.as_str()));
+        self.0.get_or_insert_default().extend(names);
     }
 
     fn contains(&self, name: &HeaderName) -> bool {
-        self.0.contains(name)
+        self.0.as_ref().is_some_and(|names| names.contains(name))
     }
 }
 

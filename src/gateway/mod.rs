@@ -207,8 +207,14 @@ impl Gateway {
                 why.ends_the_connection(),
             ),
         };
-        record.finish(&mut response, outcome, &view.live.config.answers);
-        let mut response = response.map(|answer| Recorded::new(answer, kept, caller));
+        let mut response = match outcome {
+            // The record closes here, and says that there was no answer.
+            Outcome::ClientGone => response.map(Recorded::from),
+            _ => {
+                record.finish(&mut response, outcome, &view.live.config.answers);
+                response.map(|answer| Recorded::new(answer, kept, caller))
+            }
+        };
         if ends || asked.waits() {
             caller.leave_unread();
             let close = HeaderValue::from_static("close");

@@ -244,16 +244,11 @@ impl Record {
     /// Finishes the answer: its fields say who spoke, what it took and what is left. `outcome`: how its
     /// request has ended.
     pub fn finish(&mut self, response: &mut Response<Answer>, outcome: Outcome, answers: &Answers) {
-        match outcome {
-            Outcome::Forwarded => {
-                let said = received(response.status());
-                // Room for what is said here, and for a `Connection`, at once.
-                response.headers_mut().reserve(5);
-                append(response.headers_mut(), PROXY_STATUS, said);
-            }
-            // The record says that there was no answer.
-            Outcome::ClientGone => return,
-            _ => {}
+        if outcome == Outcome::Forwarded {
+            let said = received(response.status());
+            // Room for what is said here, and for a `Connection`, at once.
+            response.headers_mut().reserve(5);
+            append(response.headers_mut(), PROXY_STATUS, said);
         }
         if let Some(lane) = &self.lane {
             let left = match answers.rate_limit_headers {

@@ -104,15 +104,12 @@ pub fn read(bytes: &Bytes, to_head: bool) -> Result<Read, Malformed> {
     {
         response.extensions_mut().insert(reason);
     }
-    let connection = parsed
-        .headers
-        .iter()
-        .filter(|field| field.name.eq_ignore_ascii_case(CONNECTION.as_str()));
-    let connection = connection.map(|field| field.value);
     let mut said = Said::default();
-    connection
-        .clone()
-        .for_each(|value| said.of_connection(value));
+    let connection = parsed.headers.iter();
+    let connection =
+        connection.filter(|field| field.name.eq_ignore_ascii_case(CONNECTION.as_str()));
+    let connection = connection.map(|field| field.value);
+    let connection = connection.inspect(|value| said.of_connection(value));
     let mut fields = TowardsClient::new(connection, parsed.headers.len());
     for field in &*parsed.headers {
         let malformed = |what| Malformed::Head(what);
