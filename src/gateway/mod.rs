@@ -316,11 +316,10 @@ impl Gateway {
                     }
                 }
             };
-            let permit = match (admitted, refused) {
-                (Ok(permit), _) => permit,
-                (Err(rejection), None) => return Err(rejection),
-                // It cannot make it: what the upstream said is what there is to say.
-                (Err(_), Some(answer)) => return Ok(answer),
+            let permit = match admitted {
+                Ok(permit) => permit,
+                // It cannot make it: what the upstream said, if it was asked, is what there is to say.
+                Err(rejection) => return refused.ok_or(rejection),
             };
             if caller.is_gone() {
                 return Err(Rejection::ClientGone);

@@ -115,7 +115,7 @@ pub enum Payload {
     Held { body: Pieces, _held: Held },
     /// More is on its way. Can be sent once.
     Streamed {
-        upload: Option<Upload>,
+        upload: Option<Box<Upload>>,
         fault: Fault,
     },
 }
@@ -126,9 +126,7 @@ impl Payload {
         match self {
             Payload::Nothing => Some(Outgoing::Nothing),
             Payload::Held { body, .. } => Some(Outgoing::Held(body.clone())),
-            Payload::Streamed { upload, .. } => upload
-                .take()
-                .map(|upload| Outgoing::Streamed(Box::new(upload))),
+            Payload::Streamed { upload, .. } => upload.take().map(Outgoing::Streamed),
         }
     }
 
@@ -219,7 +217,7 @@ pub async fn receive(
         _held: held,
     };
     Ok(Payload::Streamed {
-        upload: Some(upload),
+        upload: Some(Box::new(upload)),
         fault,
     })
 }

@@ -79,26 +79,26 @@ pub struct Sending {
 impl Sending {
     /// `distrusted`: nothing of it is written before the other side was found to be there.
     pub fn new(message: Message, distrusted: bool) -> Self {
-        let Message { head, body } = message;
-        let mut sending = Self {
-            left: body.length(),
+        let Message { head, mut body } = message;
+        let (mut chunk, mut left) = (Bytes::new(), body.length());
+        // In one write with the head. What is streamed stays untouched until that has gone out.
+        if let Outgoing::Held(body) = &mut body {
+            chunk = body.pop().unwrap_or_default();
+            left = Some(body.len());
+        }
+        Self {
+            left,
             body,
             front: head,
             at: 0,
-            chunk: Bytes::new(),
+            chunk,
             tail: &[],
             distrusted,
             wrote: None,
             blocked: None,
             broken: false,
             sent: false,
-        };
-        // In one write with the head. What is streamed stays untouched until that has gone out.
-        if let Outgoing::Held(body) = &mut sending.body {
-            sending.chunk = body.pop().unwrap_or_default();
-            sending.left = Some(body.len());
         }
-        sending
     }
 
     /// How far it has come.
