@@ -18,13 +18,22 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Since 1970.
 const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
 
+/// The name of a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Id<'a> {
+    /// Made here: nothing in it is obeyed by anybody.
+    Made(&'a [u8]),
+    /// Its client's choice.
+    Given(&'a [u8]),
+}
+
 /// One request, as its line tells it. Never a query, a body or a credential: they may be secret.
 pub struct Entry<'a> {
     /// Lines stand in the order of these.
     pub ended: Instant,
     /// Read once for all lines of a second.
     pub wall_clock: &'a dyn Fn() -> SystemTime,
-    pub request_id: &'a [u8],
+    pub request_id: Id<'a>,
     pub trace_id: &'a [u8],
     /// `None`: it came by a Unix socket.
     pub client: Option<IpAddr>,
@@ -89,7 +98,14 @@ impl Entry<'_> {
         scratch.date(self.ended, self.wall_clock)?;
         let to = &mut scratch.line;
         to.put(b"\",\"request_id\":");
-        Quoted(self.request_id).put(to);
+        match self.request_id {
+            Id::Made(id) => {
+                to.put(b"\"");
+                to.put(id);
+                to.put(b"\"");
+            }
+            Id::Given(id) => Quoted(id).put(to),
+        }
         to.put(b",\"trace_id\":");
         Quoted(self.trace_id).put(to);
         to.put(b",\"client\":\"");
@@ -165,7 +181,10 @@ impl Entry<'_> {
         to.put(b" total=");
         Seconds(self.total).put(to);
         to.put(b" id=");
-        Harmless(self.request_id).put(to);
+        match self.request_id {
+            Id::Made(id) => to.put(id),
+            Id::Given(id) => Harmless(id).put(to),
+        }
         to.put(b" trace=");
         to.put(self.trace_id);
         Ok(())
@@ -268,9 +287,10 @@ pub(super) mod tests {
     }
 
     fn by_serde(entry: &Entry<'_>, time: SystemTime) -> Value {
+        let (Id::Made(request_id) | Id::Given(request_id)) = entry.request_id;
         json!({
             "time": humantime::format_rfc3339_millis(time).to_string(),
-            "request_id": String::from_utf8_lossy(entry.request_id),
+            "request_id": String::from_utf8_lossy(request_id),
             "trace_id": String::from_utf8_lossy(entry.trace_id),
             "client": entry.client.map_or(UNIX.into(), |client| client.to_string()),
             "method": entry.method,
@@ -310,7 +330,7 @@ pub(super) mod tests {
             let entry = Entry {
                 ended,
                 wall_clock: &|| time,
-                request_id: request_id.as_bytes(),
+                request_id: Id::Given(request_id.as_bytes()),
                 trace_id: trace_id.as_bytes(),
                 client,
                 method,
@@ -368,7 +388,7 @@ pub(super) mod tests {
         Entry {
             ended: now(),
             wall_clock: &|| SystemTime::UNIX_EPOCH,
-            request_id: b"r-1",
+            request_id: Id::Made(b"r-1"),
             trace_id: b"4bf9",
             client: Some(Ipv4Addr::LOCALHOST.into()),
             method: "POST",

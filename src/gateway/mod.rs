@@ -175,7 +175,7 @@ impl Gateway {
 
     /// Answers one request, whatever happens.
     pub async fn forward(&self, request: Request<Incoming>, caller: &Caller) -> Response<Recorded> {
-        let (mut head, body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let view = self.0.view();
         let noted = Noted::of(&head.headers);
         let mut kept = Record::begin(&self.0, &view, &head, &noted, caller.address);
@@ -198,7 +198,7 @@ impl Gateway {
                 () = caller.gone() => Err(Rejection::ClientGone),
             },
         };
-        fields::spare(std::mem::take(&mut head.headers));
+        fields::spare(head.headers);
         let (mut response, outcome, ends) = match answered {
             Ok(response) => (response, Outcome::Forwarded, false),
             Err(why) => (

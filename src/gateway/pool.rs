@@ -34,17 +34,19 @@ pub struct Connection {
     /// Memory for the head of a request.
     pub head: Vec<u8>,
     pub alarm: Alarm,
-    made: Instant,
+    /// From when on it is used no more.
+    retires: Instant,
 }
 
 impl Connection {
-    pub fn new(stream: Stream) -> Self {
+    /// `oldest`: at a higher age it is not used again, as its host may have moved.
+    pub fn new(stream: Stream, oldest: Duration) -> Self {
         Self {
             stream,
             unread: BytesMut::new(),
             head: Vec::new(),
             alarm: Alarm::default(),
-            made: now(),
+            retires: now() + oldest,
         }
     }
 
@@ -70,6 +72,12 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    fn is_good(&mut self, now: Instant) -> bool {
+        now <= self.connection.retires && self.connection.is_quiet()
+    }
+}
+
 /// A connection for the next exchange.
 pub struct Taken {
     pub connection: Connection,
@@ -77,9 +85,9 @@ pub struct Taken {
     pub distrusted: bool,
 }
 
+#[derive(Default)]
 pub struct Pool {
     idle: Mutex<Waiting>,
-    oldest: Duration,
 }
 
 #[derive(Default)]
@@ -90,14 +98,6 @@ struct Waiting {
 }
 
 impl Pool {
-    /// `oldest`: connections of a higher age are not used again, as their host may have moved.
-    pub fn new(oldest: Duration) -> Self {
-        Self {
-            idle: Mutex::default(),
-            oldest,
-        }
-    }
-
     /// The connection that was idle for the shortest time, as of `now`. `None`: none is good, or none
     /// that is trusted and no other will do.
     pub fn take(&self, trusted_only: bool, now: Instant) -> Option<Taken> {
@@ -114,7 +114,7 @@ impl Pool {
                 idle.push(newest);
                 return None;
             }
-            if self.is_good(&mut newest, now) {
+            if newest.is_good(now) {
                 return Some(Taken {
                     connection: newest.connection,
                     distrusted,
@@ -133,7 +133,7 @@ impl Pool {
             connection.head = Vec::new();
         }
         let mut idle = self.idle.lock();
-        if idle.all.len() >= KEPT || self.is_old(&connection, now) {
+        if idle.all.len() >= KEPT || now > connection.retires {
             return;
         }
         idle.all.push(Idle {
@@ -149,19 +149,10 @@ impl Pool {
     fn sweep(&self) -> bool {
         let now = now();
         let mut idle = self.idle.lock();
-        idle.all.retain_mut(|one| {
-            now.saturating_duration_since(one.since) <= KEPT_FOR && self.is_good(one, now)
-        });
+        idle.all
+            .retain_mut(|one| now <= one.since + KEPT_FOR && one.is_good(now));
         idle.watched = !idle.all.is_empty();
         idle.watched
-    }
-
-    fn is_good(&self, idle: &mut Idle, now: Instant) -> bool {
-        !self.is_old(&idle.connection, now) && idle.connection.is_quiet()
-    }
-
-    fn is_old(&self, connection: &Connection, now: Instant) -> bool {
-        now.saturating_duration_since(connection.made) > self.oldest
     }
 
     pub fn len(&self) -> usize {
@@ -203,10 +194,14 @@ mod tests {
 
     /// A connection, and its other side.
     async fn connection() -> (Connection, TcpStream) {
+        connection_until(OLDEST).await
+    }
+
+    async fn connection_until(oldest: Duration) -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (here, there) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let connection = Connection::new(Stream::Plain(here.unwrap()));
+        let connection = Connection::new(Stream::Plain(here.unwrap()), oldest);
         (connection, there.unwrap().0)
     }
 
@@ -219,7 +214,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_newest_goes_first() {
-        let pool = Arc::new(Pool::new(OLDEST));
+        let pool = Arc::<Pool>::default();
         let (first, _one) = connection().await;
         let (second, _two) = connection().await;
         let (older, newer) = (port(&first), port(&second));
@@ -233,7 +228,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_idle_for_a_second_is_not_trusted() {
-        let pool = Arc::new(Pool::new(OLDEST));
+        let pool = Arc::<Pool>::default();
         let (connection, _there) = connection().await;
         pool.keep(connection, now());
         sleep(TRUSTED_FOR - Duration::from_millis(2)).await;
@@ -250,8 +245,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_idle_for_too_long_is_let_go() {
-        let pool = Arc::new(Pool::new(KEPT_FOR * 10));
-        let (connection, _there) = connection().await;
+        let pool = Arc::<Pool>::default();
+        let (connection, _there) = connection_until(KEPT_FOR * 10).await;
         pool.keep(connection, now());
         sleep(KEPT_FOR + Duration::from_millis(2)).await;
         assert!(pool.take(false, now()).is_none() && pool.is_empty());
@@ -259,7 +254,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_too_old_is_neither_kept_nor_used_again() {
-        let pool = Arc::new(Pool::new(OLDEST));
+        let pool = Arc::<Pool>::default();
         let (first, _one) = connection().await;
         let (second, _two) = connection().await;
         pool.keep(first, now());
@@ -283,7 +278,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_closed_or_said_something_is_not_used_again() {
         for says in [&b""[..], b"HTTP/1.1 200 OK\r\n"] {
-            let pool = Arc::new(Pool::new(OLDEST));
+            let pool = Arc::<Pool>::default();
             let (connection, mut there) = connection().await;
             pool.keep(connection, now());
             there.write_all(says).await.unwrap();
@@ -300,9 +295,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_takes_is_let_go_too() {
-        let pool = Arc::new(Pool::new(KEPT_FOR * 10));
-        let (first, there) = connection().await;
-        let (second, _there) = connection().await;
+        let pool = Arc::<Pool>::default();
+        let (first, there) = connection_until(KEPT_FOR * 10).await;
+        let (second, _there) = connection_until(KEPT_FOR * 10).await;
         pool.keep(first, now());
         pool.keep(second, now());
         drop(there);
@@ -311,7 +306,7 @@ mod tests {
         sleep(KEPT_FOR).await;
         assert!(pool.is_empty(), "the one that nobody asked for");
         // And again, after the one who looked has gone.
-        let (third, _there) = connection().await;
+        let (third, _there) = connection_until(KEPT_FOR * 10).await;
         pool.keep(third, now());
         sleep(KEPT_FOR + LOOK_EVERY * 2).await;
         assert!(pool.is_empty());

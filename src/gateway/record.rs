@@ -14,7 +14,7 @@ use http::{Method, Response, StatusCode, Uri, request};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use crate::access_log::entry::Entry;
+use crate::access_log::entry::{Entry, Id};
 use crate::admission::lane::LaneCell;
 use crate::config::Config;
 use crate::config::process::Answers;
@@ -383,7 +383,10 @@ impl Record {
         self.view.shared.access_log.write(&Entry {
             ended,
             wall_clock: &wall_clock,
-            request_id: self.names.request_id.as_bytes(),
+            request_id: match &self.names.request_id {
+                Named::Made(made) => Id::Made(made.as_bytes()),
+                Named::Given(given) => Id::Given(given.as_bytes()),
+            },
             trace_id: trace::id(&self.names.trace),
             client: self.client,
             method: self.method.as_str(),

@@ -77,6 +77,8 @@ pub struct Upstream {
 struct Shared {
     connector: Connector,
     pool: Arc<Pool>,
+    /// Connections of a higher age are not used again.
+    oldest: Duration,
     /// The longest it may take nothing of a request.
     stall: Duration,
 }
@@ -88,7 +90,8 @@ impl Upstream {
         Ok(Self {
             shared: Arc::new(Shared {
                 connector: Connector::new(settings, complaints)?,
-                pool: Arc::new(Pool::new(settings.max_connection_age)),
+                pool: Arc::default(),
+                oldest: settings.max_connection_age,
                 stall: settings.idle_timeout,
             }),
         })
@@ -170,7 +173,7 @@ impl Shared {
     async fn connect(&self) -> io::Result<Taken> {
         let stream = self.connector.connect().await?;
         Ok(Taken {
-            connection: Connection::new(stream),
+            connection: Connection::new(stream, self.oldest),
             distrusted: false,
         })
     }
