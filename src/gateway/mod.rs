@@ -298,7 +298,6 @@ impl Gateway {
         };
         // Where nothing is enforced, nothing is held up: not even for its own good.
         let repeats = operation.repeats() && !how.once && policy.mode == Mode::Enforce;
-        let mut names = record.names();
         let mut refused = None;
         let mut exchange = None;
         loop {
@@ -324,12 +323,12 @@ impl Gateway {
             if caller.is_gone() {
                 return Err(Rejection::ClientGone);
             }
-            record.tries(&mut names);
+            record.tries();
+            let (goes, names) = record.goes();
             let request = |spare| {
                 let body = payload.outgoing()?;
-                Some(request(view, (head, noted), target, &names, body, spare))
+                Some(request(view, (head, noted), target, names, body, spare))
             };
-            let goes = record.goes();
             let upstream = live.upstream(desk.worker);
             let now = goes.since();
             let sent = upstream

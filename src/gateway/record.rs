@@ -125,11 +125,6 @@ impl Record {
         })
     }
 
-    /// What the upstream is told it is called.
-    pub fn names(&self) -> Names {
-        self.names.clone()
-    }
-
     /// It is forwarded if it may be.
     pub fn classified(&mut self, operation: Operation, endpoint: &str) {
         self.operation = Some(operation);
@@ -171,22 +166,23 @@ impl Record {
     }
 
     /// It is tried, once more perhaps: where it is recorded, the upstream is told of each try.
-    pub fn tries(&mut self, names: &mut Names) {
+    pub fn tries(&mut self) {
         self.tries += 1;
         if let Some(span) = &mut self.span {
-            names.trace = Named::Given(span.tries());
+            self.names.trace = Named::Given(span.tries());
         }
     }
 
-    /// It goes upstream since its turn came.
-    pub fn goes(&mut self) -> Waits<'_> {
-        Waits {
+    /// It goes upstream since its turn came. And what it is called there.
+    pub fn goes(&mut self) -> (Waits<'_>, &Names) {
+        let waits = Waits {
             since: self.last,
             last: &mut self.last,
             sum: self.upstream.get_or_insert_default(),
             span: self.span.as_mut(),
             stage: Stage::Upstream,
-        }
+        };
+        (waits, &self.names)
     }
 
     /// The clock as it was last read: when its turn came, or the upstream has answered.
