@@ -442,7 +442,68 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::admission::lane::Ask;
+    use crate::admission::{Account, Admission};
+    use crate::config::Config;
+    use crate::config::policy::GroupVerdict;
+    use crate::gateway::body::Outgoing;
+    use crate::gateway::connect::Stream;
+    use crate::limit::flow::FlowId;
+    use crate::limit::ledger::Call;
+    use crate::metrics::Metrics;
+    use crate::operation::Group;
+
+    /// Its lane hears that it was sent, though nothing is heard of it: W after it has arrived at the
+    /// latest its slot is another's.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_is_held_upstream_gives_its_slot_back() {
+        let config = Config::preset();
+        let GroupVerdict::Policy(policy) = config.group("any", Group::Run) else {
+            unreachable!("it has one")
+        };
+        let (margin, rate) = (policy.quota.margin, policy.quota.rate.unwrap());
+        let admission = Admission::new(10, Metrics::new().unwrap());
+        let lane = admission.lane(Account::default(), "ep", Group::Run, policy);
+        let ask = Ask {
+            flow: FlowId(1),
+            call: Call::Held,
+            patience: Duration::ZERO,
+            held: 0,
+        };
+        let permit = lane.admit(ask).await.unwrap();
+        let taken = || {
+            let lane = lane.view().snapshot;
+            (lane.window_used, lane.permits_in_use)
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (here, there) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let _there = there.unwrap();
+        let connection = Connection::new(Stream::Plain(here.unwrap()), Duration::from_secs(3_600));
+        let message = Message {
+            head: b"bytes".to_vec(),
+            body: Outgoing::Nothing,
+        };
+        let mut exchange = Exchange::new(connection, permit, message, false, Arc::default());
+        let bounds = Bounds {
+            patience: rate.period() * 10,
+            stall: rate.period(),
+            margin,
+        };
+        let mut head = pin!(exchange.head(false, bounds));
+        assert!(timeout(rate.period(), head.as_mut()).await.is_err());
+        assert_eq!(
+            taken(),
+            (1, 1),
+            "it may have arrived {margin:?} after it was sent"
+        );
+        assert!(timeout(margin * 2, head.as_mut()).await.is_err());
+        assert_eq!(taken(), (0, 1));
+    }
 
     #[test]
     fn patience_begins_when_the_request_was_sent_whole() {
