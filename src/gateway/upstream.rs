@@ -98,10 +98,10 @@ impl Upstream {
     }
 
     /// Sends one request, `now` as the clock stands, and waits for the head of its answer, `patience`
-    /// from when it was sent whole; `exchange` holds what there is to come behind it. `request` makes it in the memory it is given, once there is a connection for it, and none
-    /// once it returns `None`;
-    /// it goes on another connection only while nothing was written. `how`: what else is to be known
-    /// of it.
+    /// from when it was sent whole; what there is to come behind it is in `exchange` then. `request`
+    /// makes it in the memory it is given, once there is a connection for it, and none once it returns
+    /// `None`; it goes on another connection only while nothing was written. `how`: what else is to be
+    /// known of it.
     ///
     /// # Errors
     /// [`UpstreamError`]: there is no answer. The permit has gone back.
