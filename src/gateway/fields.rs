@@ -88,9 +88,10 @@ pub fn towards_upstream(
         }
     }
     let headers = noted.headers;
-    let named = match noted.connection {
-        true => Named::by(headers),
-        false => Named::default(),
+    let named = match (noted.connection, noted.connections) {
+        (None, _) => Named::default(),
+        (Some(only), 1) => Named::of(std::iter::once(only.as_bytes())),
+        (Some(_), _) => Named::by(headers),
     };
     let one_cookie = version == Version::HTTP_2;
     for (name, value) in headers {

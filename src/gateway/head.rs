@@ -65,8 +65,10 @@ pub struct Noted<'a> {
     pub authorization: Option<&'a HeaderValue>,
     pub user_agent: Option<&'a HeaderValue>,
     pub request_id: Option<&'a HeaderValue>,
+    /// The first of so many.
+    pub connection: Option<&'a HeaderValue>,
+    pub connections: usize,
     /// Whether there is any such field.
-    pub connection: bool,
     pub prefer: bool,
     pub trace: bool,
     expect: bool,
@@ -84,7 +86,8 @@ impl<'a> Noted<'a> {
             authorization: None,
             user_agent: None,
             request_id: None,
-            connection: false,
+            connection: None,
+            connections: 0,
             prefer: false,
             trace: false,
             expect: false,
@@ -104,7 +107,8 @@ impl<'a> Noted<'a> {
             } else if *name == USER_AGENT {
                 noted.user_agent.get_or_insert(value);
             } else if *name == CONNECTION {
-                noted.connection = true;
+                noted.connections += 1;
+                noted.connection.get_or_insert(value);
             } else if *name == EXPECT {
                 noted.expect = true;
                 noted.unexpected |= !value.as_bytes().eq_ignore_ascii_case(b"100-continue");

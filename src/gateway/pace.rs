@@ -1,13 +1,13 @@
 //! How slowly a client may send its body, or take its answer. Counted is the time in which it is
 //! waited for, and no other: an upstream that takes its time is not the client's fault.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::config::process::Timeouts;
+use crate::gateway::alarm::Alarm;
 
 /// The least rate of a body that is sent on while it comes in, in bytes a second: it holds a permit
 /// meanwhile. At this rate a permit that `buffers.per_request` did not spare is held for a minute.
@@ -23,7 +23,7 @@ pub struct Pace {
     /// What is left at the least rate, if it is held to one.
     rate: Option<Duration>,
     since: Option<Instant>,
-    alarm: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
 }
 
 impl Pace {
@@ -33,7 +33,7 @@ impl Pace {
             total: timeouts.body_total,
             rate: None,
             since: None,
-            alarm: None,
+            alarm: Alarm::default(),
         }
     }
 
@@ -44,7 +44,7 @@ impl Pace {
             total: Duration::MAX,
             rate: Some(write),
             since: None,
-            alarm: None,
+            alarm: Alarm::default(),
         }
     }
 
@@ -70,13 +70,13 @@ impl Pace {
         let since = *self.since.get_or_insert_with(now);
         let rate = self.rate.unwrap_or(Duration::MAX);
         let deadline = since + self.idle.min(self.total).min(rate);
-        let alarm = self
-            .alarm
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if alarm.deadline() != deadline {
-            alarm.as_mut().reset(deadline);
+        loop {
+            self.alarm.by(deadline);
+            ready!(self.alarm.poll(cx));
+            if now() >= deadline {
+                return Poll::Ready(());
+            }
         }
-        alarm.as_mut().poll(cx)
     }
 }
 
