@@ -136,6 +136,34 @@ fn who_waits_goes_by_the_new_limit() {
 }
 
 #[test]
+fn nothing_is_taken_on_the_way_down_and_who_waits_goes_by_what_there_was() {
+    let (_emulator, upstream) = upstream(None);
+    let file = folder("reload-down").join("podgate.yaml");
+    let slow = config(upstream, 1, "").replace("per: 1s", "per: 4s");
+    let slow = slow.replace("concurrency: none", "concurrency: none, max_wait: 1m");
+    fs::write(&file, slow).unwrap();
+    let mut podgate = Podgate::start(&file);
+    let address = podgate.address;
+    let ask_health = move || ask(address, "GET", "/v2/ep/health", "", "");
+    assert_eq!(status(&ask_health()), "200");
+    let waits = thread::spawn(ask_health);
+    eventually("it waits", || {
+        podgate.get("/lanes").contains(r#""waiting":{"total":1"#)
+    });
+    podgate.signal("-TERM");
+    eventually("it is on its way down", || {
+        let answer = podgate.post("/reload", "");
+        answer.contains("podgate is being stopped")
+    });
+    fs::write(&file, config(upstream, N, "")).unwrap();
+    let answer = podgate.post("/reload", "");
+    assert_eq!(status(&answer), "409", "{answer}");
+    assert_eq!(podgate.limit(), Some(1));
+    assert_eq!(status(&waits.join().unwrap()), "200");
+    assert!(podgate.child.wait().unwrap().success());
+}
+
+#[test]
 fn a_bad_file_changes_nothing_and_says_why() {
     let (_emulator, upstream) = upstream(None);
     let file = folder("reload-bad").join("podgate.yaml");
