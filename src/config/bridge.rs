@@ -9,7 +9,7 @@ use rustls::pki_types::ServerName;
 use super::Config;
 use super::faults::{Fault, Place};
 use super::groups;
-use super::keys::Kind;
+use super::key::Kind;
 use super::listen::{self, ListenPlace};
 use super::process::{
     Answers, Buffers, Limits, Log, LogFormat, LogLevel, Roots, Target, Timeouts, Tracing, Upstream,

@@ -1,6 +1,7 @@
 //! What somebody meant who wrote a key or a word that there is not.
 
-use super::keys::{GROUPS, LEVELS, Level};
+use super::key::Level;
+use super::keys::{GROUPS, LEVELS};
 use super::span::quote;
 use crate::operation::{Group, Operation};
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::bridge::meant_address;
 use super::faults::{Fault, Place};
-use super::keys::{Kind, LISTENER};
+use super::key::Kind;
+use super::keys::LISTENER;
 use super::raw::Value;
 use super::read::At;
 use crate::tls::{ClientAuth, Files};

@@ -16,6 +16,7 @@ pub mod faults;
 pub mod check;
 pub mod schema;
 pub mod units;
+mod key;
 mod keys;
 mod hint;
 mod show;

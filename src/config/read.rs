@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use super::faults::{Fault, Place};
 use super::hint;
-use super::keys::{self, Kind};
+use super::key::Kind;
+use super::keys;
 use super::raw::{Step, Value};
 use super::span::quote;
 use super::units;

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::Config;
 use super::groups::MOST_RULES;
-use super::keys::{GROUP, Key, Kind, LEVELS, LISTENER, LISTENER_TLS, Level, ROOT, Scope};
+use super::key::{Key, Kind, Level, Scope};
+use super::keys::{GROUP, LEVELS, LISTENER, LISTENER_TLS, ROOT};
 use super::policy::Pattern;
 use super::units::{DURATION_UNITS, SIZE_UNITS};
 use crate::operation::Group;

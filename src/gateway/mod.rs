@@ -35,6 +35,7 @@ pub mod feedback;
 pub mod limit_fields;
 pub mod answer;
 pub mod record;
+pub mod recorded;
 pub mod shelf;
 pub mod stack;
 
@@ -65,7 +66,8 @@ use crate::gateway::inbound::Inbound;
 use crate::gateway::live::{Live, LiveError};
 use crate::gateway::payload::{Budget, Payload, Terms};
 use crate::gateway::presence::Caller;
-use crate::gateway::record::{Names, Record, Recorded};
+use crate::gateway::record::{Names, Record};
+use crate::gateway::recorded::Recorded;
 use crate::gateway::request_id::X_REQUEST_ID;
 use crate::gateway::sending::Message;
 use crate::gateway::trace::{TRACEPARENT, TRACESTATE};

@@ -2,31 +2,25 @@
 //! log and, in the answer's own fields, the client.
 
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::{Method, Response, StatusCode, Uri, request};
-use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
 use crate::access_log::entry::{Entry, Id};
 use crate::admission::lane::LaneCell;
 use crate::config::Config;
 use crate::config::process::Answers;
-use crate::gateway::ahead::Cutoff;
 use crate::gateway::answer::{Lane, Rejection};
-use crate::gateway::body::{Answer, Cut};
+use crate::gateway::body::Answer;
 use crate::gateway::classify::PREFIX;
 use crate::gateway::desk::{Desk, View};
 use crate::gateway::head::Noted;
 use crate::gateway::limit_fields;
 use crate::gateway::named::Named;
-use crate::gateway::presence::Caller;
 use crate::gateway::request_id::X_REQUEST_ID;
 use crate::gateway::shelf::Boxed;
 use crate::gateway::trace;
@@ -42,7 +36,7 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// By what a request is found in logs, here and upstream.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Names {
     pub request_id: Named,
     pub trace: Named,
@@ -203,6 +197,16 @@ impl Record {
         self.left = Some(left);
     }
 
+    /// Bytes of its answer went out.
+    pub fn went_out(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    /// All of its answer went out.
+    pub fn completes(&mut self) {
+        self.complete = true;
+    }
+
     fn operation(&self) -> Operation {
         self.operation.unwrap_or(Operation::Other)
     }
@@ -346,8 +350,8 @@ impl Drop for Record {
 }
 
 impl Record {
-    /// Tells what became of it, as of now. Returns when that was.
-    fn close(&mut self) -> Instant {
+    /// Tells what became of it, as of now: to be called once. Returns when that was.
+    pub fn close(&mut self) -> Instant {
         self.closed = true;
         let operation = self.operation();
         let (outcome, status) = match self.answered {
@@ -427,84 +431,6 @@ impl Drop for Waits<'_> {
         if let Some(span) = &mut self.span {
             span.passed(self.stage, self.since, until);
         }
-    }
-}
-
-/// An answer's body; the record closes with it.
-pub struct Recorded {
-    answer: Answer,
-    /// Whose end ends it while there is nothing of it to be written.
-    client: Option<Caller>,
-    record: Option<Boxed<Record>>,
-}
-
-impl From<Answer> for Recorded {
-    /// An answer of which there is no record.
-    fn from(answer: Answer) -> Self {
-        Self {
-            answer,
-            client: None,
-            record: None,
-        }
-    }
-}
-
-impl Recorded {
-    /// An answer with its record. Its client is looked after while it is waited for, where hyper does
-    /// not.
-    pub(super) fn new(answer: Answer, record: Boxed<Record>, caller: &Caller) -> Self {
-        let waits = caller.is_asked() && matches!(answer, Answer::Passing(_));
-        Self {
-            answer,
-            client: waits.then(|| caller.clone()),
-            record: Some(record),
-        }
-    }
-
-    /// Closes its record, if that is still open: nothing more of it goes out. Returns when that was.
-    pub fn close(&mut self) -> Option<Instant> {
-        let mut record = self.record.take()?;
-        let record = record.get_mut()?;
-        record.complete |= self.answer.is_end_stream();
-        Some(record.close())
-    }
-}
-
-impl Body for Recorded {
-    type Data = Bytes;
-    type Error = Cut;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.answer).poll_frame(cx) else {
-            let client = self.client.as_ref();
-            ready!(client.map_or(Poll::Pending, |client| client.poll_gone(cx)));
-            return Poll::Ready(Some(Err(Cutoff::Gone.into())));
-        };
-        if let Some(record) = self.record.as_mut().and_then(Boxed::get_mut) {
-            match &frame {
-                Some(Ok(frame)) => record.sent += frame.data_ref().map_or(0, |d| d.len() as u64),
-                Some(Err(_)) => {}
-                None => record.complete = true,
-            }
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.answer.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.answer.size_hint()
-    }
-}
-
-impl Drop for Recorded {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 

@@ -9,7 +9,7 @@ use http::Response;
 use tower::{Layer, Service};
 
 use crate::gateway::answer::Rejection;
-use crate::gateway::record::Recorded;
+use crate::gateway::recorded::Recorded;
 use crate::gateway::shelf::Boxed;
 
 /// Answers 500 where the service beneath panics.

@@ -24,7 +24,7 @@ use tower::{Service, ServiceBuilder};
 
 use crate::config::process::Timeouts;
 use crate::gateway::presence::{Caller, Socket};
-use crate::gateway::record::Recorded;
+use crate::gateway::recorded::Recorded;
 use crate::gateway::stack::CatchPanic;
 use crate::gateway::stream::{Plain, Stream};
 use crate::gateway::{Gateway, linger};
