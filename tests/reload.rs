@@ -8,6 +8,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -115,14 +116,17 @@ fn two_hundred_reloads_under_load_fail_no_request_and_overshoot_nothing() {
     assert_eq!(stats["refused"]["rate"], 0, "{stats}");
 }
 
-#[test]
-fn who_waits_goes_by_the_new_limit() {
-    let (_emulator, upstream) = upstream(None);
-    let file = folder("reload-waits").join("podgate.yaml");
-    let slow = config(upstream, 1, "").replace("per: 1s", "per: 5m, burst: 1");
+/// A podgate by this file with a limit of one `per` so long, which somebody has had and another waits
+/// for.
+fn with_one_who_waits(
+    file: &Path,
+    upstream: SocketAddr,
+    per: &str,
+) -> (Podgate, thread::JoinHandle<String>) {
+    let slow = config(upstream, 1, "").replace("per: 1s", &format!("per: {per}, burst: 1"));
     let slow = slow.replace("concurrency: none", "concurrency: none, max_wait: 10m");
-    fs::write(&file, slow).unwrap();
-    let podgate = Podgate::start(&file);
+    fs::write(file, slow).unwrap();
+    let podgate = Podgate::start(file);
     let address = podgate.address;
     let ask_health = move || ask(address, "GET", "/v2/ep/health", "", "");
     assert_eq!(status(&ask_health()), "200");
@@ -130,6 +134,14 @@ fn who_waits_goes_by_the_new_limit() {
     eventually("it waits", || {
         podgate.get("/lanes").contains(r#""waiting":{"total":1"#)
     });
+    (podgate, waits)
+}
+
+#[test]
+fn who_waits_goes_by_the_new_limit() {
+    let (_emulator, upstream) = upstream(None);
+    let file = folder("reload-waits").join("podgate.yaml");
+    let (podgate, waits) = with_one_who_waits(&file, upstream, "5m");
     fs::write(&file, config(upstream, N, "")).unwrap();
     assert_eq!(status(&podgate.post("/reload", "")), "200");
     assert_eq!(status(&waits.join().unwrap()), "200");
@@ -139,17 +151,7 @@ fn who_waits_goes_by_the_new_limit() {
 fn nothing_is_taken_on_the_way_down_and_who_waits_goes_by_what_there_was() {
     let (_emulator, upstream) = upstream(None);
     let file = folder("reload-down").join("podgate.yaml");
-    let slow = config(upstream, 1, "").replace("per: 1s", "per: 4s");
-    let slow = slow.replace("concurrency: none", "concurrency: none, max_wait: 1m");
-    fs::write(&file, slow).unwrap();
-    let mut podgate = Podgate::start(&file);
-    let address = podgate.address;
-    let ask_health = move || ask(address, "GET", "/v2/ep/health", "", "");
-    assert_eq!(status(&ask_health()), "200");
-    let waits = thread::spawn(ask_health);
-    eventually("it waits", || {
-        podgate.get("/lanes").contains(r#""waiting":{"total":1"#)
-    });
+    let (mut podgate, waits) = with_one_who_waits(&file, upstream, "4s");
     podgate.signal("-TERM");
     eventually("it is on its way down", || {
         let answer = podgate.post("/reload", "");

@@ -2,14 +2,21 @@
 //! it is moved only when it would be late, and may ring early.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Made with the first use: most that have one never need it.
+/// Made with the first use, and small until then: most that have one never need it.
 #[derive(Debug, Default)]
-pub struct Alarm(Option<Pin<Box<Sleep>>>);
+pub struct Alarm(Option<Box<Set>>);
+
+#[derive(Debug)]
+struct Set {
+    sleep: Pin<Box<Sleep>>,
+    /// Whom it wakes, if anybody has asked since it was moved.
+    wakes: Option<Waker>,
+}
 
 impl Alarm {
     /// One that was set before it is used.
@@ -21,19 +28,51 @@ impl Alarm {
 
     /// Rings at `due` at the latest. Who hears it looks again at what there is to wait for.
     pub fn by(&mut self, due: Instant) {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep(Duration::MAX)));
-        if sleep.deadline() > due || sleep.is_elapsed() {
-            sleep.as_mut().reset(due);
+        let set = self.0.get_or_insert_with(|| {
+            let sleep = Box::pin(sleep(Duration::MAX));
+            Box::new(Set { sleep, wakes: None })
+        });
+        if set.sleep.deadline() > due || set.sleep.is_elapsed() {
+            set.sleep.as_mut().reset(due);
+            set.wakes = None;
         }
     }
 
     /// Ready once it rings. It never does before it was set.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.0 {
-            Some(sleep) => sleep.as_mut().poll(cx),
-            None => Poll::Pending,
+        let Some(Set { sleep, wakes }) = self.0.as_deref_mut() else {
+            return Poll::Pending;
+        };
+        // Most often the same one asks again, and it has not rung.
+        let knows = wakes
+            .as_ref()
+            .is_some_and(|wakes| wakes.will_wake(cx.waker()));
+        if knows && !sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        let rung = sleep.as_mut().poll(cx);
+        *wakes = rung.is_pending().then(|| cx.waker().clone());
+        rung
+    }
+
+    /// Ready at `due`, and not before.
+    pub fn poll_until(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.by(due);
+            ready!(self.poll(cx));
+            if now() >= due {
+                return Poll::Ready(());
+            }
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "whether it has rung early is told here"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 #[cfg(test)]
@@ -41,11 +80,6 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
-
-    #[expect(clippy::disallowed_methods, reason = "paused time is read here")]
-    fn now() -> Instant {
-        Instant::now()
-    }
 
     #[tokio::test(start_paused = true)]
     async fn it_rings_in_time_and_then_again() {
@@ -60,5 +94,31 @@ mod tests {
         alarm.by(at(15));
         poll_fn(|cx| alarm.poll(cx)).await;
         assert!(now() >= at(15) && now() < at(16), "moved to earlier");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asked_last_is_woken() {
+        let began = now();
+        let due = began + Duration::from_secs(10);
+        let mut alarm = Alarm::default();
+        alarm.by(due);
+        let mut nobody = Context::from_waker(Waker::noop());
+        assert!(alarm.poll(&mut nobody).is_pending());
+        poll_fn(|cx| alarm.poll(cx)).await;
+        assert!(now() >= due);
+    }
+
+    /// Who has it polls it for many reasons.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_woken_meanwhile_is_woken_in_time_all_the_same() {
+        let due = now() + Duration::from_secs(75);
+        let mut alarm = Alarm::set(due - Duration::from_secs(65));
+        let mut ticks = tokio::time::interval(Duration::from_secs(7));
+        poll_fn(|cx| {
+            while ticks.poll_tick(cx).is_ready() {}
+            alarm.poll_until(due, cx)
+        })
+        .await;
+        assert!(now() >= due && now() < due + Duration::from_millis(10));
     }
 }

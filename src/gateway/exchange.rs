@@ -23,10 +23,10 @@ use crate::limit::local::Budget;
 
 /// Bytes that are read at once, and room for a head of the usual size.
 const USUAL_READ: usize = 8 * 1024;
-/// Less room than this is not read into: small answers share the memory of one read.
-const LEAST_READ: usize = 4 * 1024;
 /// The same of a body that comes faster than that.
 const LARGEST_READ: usize = 64 * 1024;
+/// Less room than this is not read into: small answers share the memory of one read.
+const LEAST_READ: usize = 4 * 1024;
 /// What is smaller is copied: else a line of text could keep the whole buffer it was read into.
 const WORTH_KEEPING: usize = 2 * 1024;
 
@@ -442,67 +442,36 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::{TcpListener, TcpStream};
     use tokio::time::timeout;
 
     use super::*;
-    use crate::admission::lane::Ask;
-    use crate::admission::{Account, Admission};
-    use crate::config::Config;
-    use crate::config::policy::GroupVerdict;
     use crate::gateway::body::Outgoing;
-    use crate::gateway::connect::Stream;
-    use crate::limit::flow::FlowId;
-    use crate::limit::ledger::Call;
-    use crate::metrics::Metrics;
-    use crate::operation::Group;
+    use crate::gateway::pool::tests::connection_until;
+    use crate::gateway::sending::tests::{permit, spent};
+    use crate::limit::quota::Quota;
 
     /// Its lane hears that it was sent, though nothing is heard of it: W after it has arrived at the
     /// latest its slot is another's.
     #[tokio::test(start_paused = true)]
     async fn a_call_that_is_held_upstream_gives_its_slot_back() {
-        let config = Config::preset();
-        let GroupVerdict::Policy(policy) = config.group("any", Group::Run) else {
-            unreachable!("it has one")
-        };
-        let (margin, rate) = (policy.quota.margin, policy.quota.rate.unwrap());
-        let admission = Admission::new(10, Metrics::new().unwrap());
-        let lane = admission.lane(Account::default(), "ep", Group::Run, policy);
-        let ask = Ask {
-            flow: FlowId(1),
-            call: Call::Held,
-            patience: Duration::ZERO,
-            held: 0,
-        };
-        let permit = lane.admit(ask).await.unwrap();
-        let taken = || {
-            let lane = lane.view().snapshot;
-            (lane.window_used, lane.permits_in_use)
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (here, there) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let _there = there.unwrap();
-        let connection = Connection::new(Stream::Plain(here.unwrap()), Duration::from_secs(3_600));
+        let window = Duration::from_secs(10);
+        let (lane, permit) = permit().await;
+        let (connection, _there) = connection_until(window * 10).await;
         let message = Message {
             head: b"bytes".to_vec(),
             body: Outgoing::Nothing,
         };
         let mut exchange = Exchange::new(connection, permit, message, false, Arc::default());
         let bounds = Bounds {
-            patience: rate.period() * 10,
-            stall: rate.period(),
-            margin,
+            patience: window * 10,
+            stall: window,
+            margin: Quota::MARGIN,
         };
         let mut head = pin!(exchange.head(false, bounds));
-        assert!(timeout(rate.period(), head.as_mut()).await.is_err());
-        assert_eq!(
-            taken(),
-            (1, 1),
-            "it may have arrived {margin:?} after it was sent"
-        );
-        assert!(timeout(margin * 2, head.as_mut()).await.is_err());
-        assert_eq!(taken(), (0, 1));
+        assert!(timeout(window, head.as_mut()).await.is_err());
+        assert_eq!(spent(&lane), (1, 1), "it may have arrived a margin later");
+        assert!(timeout(Quota::MARGIN * 2, head.as_mut()).await.is_err());
+        assert_eq!(spent(&lane), (0, 1));
     }
 
     #[test]

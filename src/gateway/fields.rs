@@ -137,15 +137,20 @@ pub struct TowardsClient {
 }
 
 impl TowardsClient {
-    /// `connection`: what the answer's `Connection` fields say. `room`: about how many there are.
-    pub fn new<'a>(connection: impl Iterator<Item = &'a [u8]>, room: usize) -> Self {
+    /// `room`: about how many there are.
+    pub fn new(room: usize) -> Self {
         let mut headers = SPARE.take().unwrap_or_default();
         headers.reserve(room + OWN_FIELDS);
         Self {
-            named: Named::of(connection),
+            named: Named::default(),
             headers,
             chunked: false,
         }
+    }
+
+    /// What one of the answer's `Connection` fields says: all of them come before [`Self::add`].
+    pub fn connection(&mut self, value: &[u8]) {
+        self.named.add(value);
     }
 
     /// The next of the answer's fields.
@@ -332,9 +337,9 @@ mod tests {
     }
 
     fn client(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut towards = TowardsClient::new(fields.len());
         let connection = fields.iter().filter(|(name, _)| *name == "connection");
-        let connection = connection.map(|(_, value)| value.as_bytes());
-        let mut towards = TowardsClient::new(connection, fields.len());
+        connection.for_each(|(_, value)| towards.connection(value.as_bytes()));
         for (name, value) in fields {
             let name = HeaderName::from_static(name);
             towards.add(name, HeaderValue::from_static(value));

@@ -326,13 +326,13 @@ impl Gateway {
                 return Err(Rejection::ClientGone);
             }
             record.tries();
+            let now = record.last();
             let (goes, names) = record.goes();
             let request = |spare| {
                 let body = payload.outgoing()?;
                 Some(request(view, (head, noted), target, names, body, spare))
             };
             let upstream = live.upstream(desk.worker);
-            let now = goes.since();
             let sent = upstream
                 .send(&mut exchange, permit, request, how, now)
                 .await;

@@ -1,7 +1,7 @@
 //! How slowly a client may send its body, or take its answer. Counted is the time in which it is
 //! waited for, and no other: an upstream that takes its time is not the client's fault.
 
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -70,13 +70,7 @@ impl Pace {
         let since = *self.since.get_or_insert_with(now);
         let rate = self.rate.unwrap_or(Duration::MAX);
         let deadline = since + self.idle.min(self.total).min(rate);
-        loop {
-            self.alarm.by(deadline);
-            ready!(self.alarm.poll(cx));
-            if now() >= deadline {
-                return Poll::Ready(());
-            }
-        }
+        self.alarm.poll_until(deadline, cx)
     }
 }
 

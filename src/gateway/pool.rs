@@ -184,7 +184,7 @@ fn now() -> Instant {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream};
 
@@ -197,7 +197,8 @@ mod tests {
         connection_until(OLDEST).await
     }
 
-    async fn connection_until(oldest: Duration) -> (Connection, TcpStream) {
+    /// The same, which is used up to this age.
+    pub async fn connection_until(oldest: Duration) -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (here, there) = tokio::join!(TcpStream::connect(address), listener.accept());

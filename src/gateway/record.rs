@@ -416,13 +416,6 @@ pub struct Waits<'a> {
     stage: Stage,
 }
 
-impl Waits<'_> {
-    /// When it began.
-    pub fn since(&self) -> Instant {
-        self.since
-    }
-}
-
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         let until = now();

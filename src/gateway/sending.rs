@@ -335,4 +335,4 @@ fn now() -> Instant {
 
 #[cfg(test)]
 #[path = "sending_tests.rs"]
-mod tests;
+pub(super) mod tests;

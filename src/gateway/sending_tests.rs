@@ -69,22 +69,34 @@ struct Bench {
     io: Fake,
 }
 
+/// The preset's lane for `run`, and a permit of it.
+pub async fn permit() -> (Arc<LaneCell>, Permit) {
+    let config = Config::preset();
+    let GroupVerdict::Policy(policy) = config.group("any", Group::Run) else {
+        unreachable!("it has one")
+    };
+    let admission = Admission::new(10, Metrics::new().unwrap());
+    let lane = admission.lane(Account::default(), "ep", Group::Run, policy);
+    let ask = Ask {
+        flow: FlowId(1),
+        call: Call::Short,
+        patience: Duration::ZERO,
+        held: 0,
+    };
+    let permit = lane.admit(ask).await.unwrap();
+    (lane, permit)
+}
+
+/// Window slots and permits of a lane that are taken.
+pub fn spent(lane: &LaneCell) -> (u32, u32) {
+    let lane = lane.view().snapshot;
+    (lane.window_used, lane.permits_in_use)
+}
+
 impl Bench {
     /// A request with a body in so many bytes begins.
     async fn begin(open: bool, distrusted: bool, body: &'static [u8]) -> Self {
-        let config = Config::preset();
-        let GroupVerdict::Policy(policy) = config.group("any", Group::Run) else {
-            unreachable!("it has one")
-        };
-        let admission = Admission::new(10, Metrics::new().unwrap());
-        let lane = admission.lane(Account::default(), "ep", Group::Run, policy);
-        let ask = Ask {
-            flow: FlowId(1),
-            call: Call::Short,
-            patience: Duration::ZERO,
-            held: 0,
-        };
-        let permit = lane.admit(ask).await.unwrap();
+        let (lane, permit) = permit().await;
         let message = Message {
             head: b"bytes".to_vec(),
             body: Outgoing::Held(Bytes::from_static(body).into()),
@@ -109,12 +121,6 @@ impl Bench {
         let mut cx = Context::from_waker(Waker::noop());
         self.sending.poll(&mut self.io, &mut self.permit, &mut cx)
     }
-
-    /// Window slots and permits that are taken.
-    fn spent(&self) -> (u32, u32) {
-        let lane = self.lane.view().snapshot;
-        (lane.window_used, lane.permits_in_use)
-    }
 }
 
 fn broken() -> Poll<io::Result<usize>> {
@@ -130,15 +136,14 @@ async fn nothing_is_written_to_who_is_no_longer_there() {
     let message = bench.sending.unwritten().unwrap();
     assert_eq!(message.head, b"bytes", "for another try");
     drop(bench.permit);
-    let lane = bench.lane.view().snapshot;
-    assert_eq!((lane.window_used, lane.permits_in_use), (0, 0));
+    assert_eq!(spent(&bench.lane), (0, 0));
     // Nor is anybody asked who is trusted.
     let mut bench = Bench::begin(false, false, b"").await;
     assert!(matches!(
         bench.poll([Poll::Ready(Ok(5))]),
         Poll::Ready(Ok(()))
     ));
-    assert_eq!(bench.spent(), (1, 1));
+    assert_eq!(spent(&bench.lane), (1, 1));
     assert!(bench.sending.unwritten().is_none());
 }
 

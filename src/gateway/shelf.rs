@@ -1,5 +1,5 @@
-//! Boxes that are used again: a request's way is larger than what allocators keep at hand, and to ask
-//! for its memory costs more than to classify the request.
+//! Boxes that are used again: a request's way and its record are more than allocators keep at hand of
+//! their size, and to ask for their memory costs more than to classify the request.
 
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
@@ -14,7 +14,8 @@ const KEPT: usize = 256;
 type Place<T> = Pin<Box<Option<T>>>;
 
 thread_local! {
-    /// This thread's shelves, by what they are for: the ways of requests over HTTP/1, and over HTTP/2.
+    /// This thread's shelves, by what they are for: the ways of requests over HTTP/1 and over HTTP/2, and
+    /// their records.
     static SHELVES: RefCell<Vec<(TypeId, Arc<dyn Any + Send + Sync>)>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -163,20 +163,17 @@ impl Connection {
                     if let Poll::Ready(ended) = served.as_mut().poll(cx) {
                         return Poll::Ready(Ended::Served(ended));
                     }
-                    // Whom a timer or the end wakes, it knows from the last time.
+                    if heads.poll_late(cx).is_ready() {
+                        return Poll::Ready(Ended::Late);
+                    }
+                    // Until it begins there is nothing to ask: whom it wakes then, it knows.
                     let knows = watched
                         .as_ref()
                         .is_some_and(|who| who.will_wake(cx.waker()));
-                    if !knows {
-                        watched = Some(cx.waker().clone());
-                    }
-                    if heads.poll_late(knows, cx).is_ready() {
-                        return Poll::Ready(Ended::Late);
-                    }
-                    // Until it begins there is nothing to ask.
                     if ending || knows && !begins.has() {
                         return Poll::Pending;
                     }
+                    watched = Some(cx.waker().clone());
                     ready!(last_call.as_mut().poll(cx));
                     ending = true;
                     served.as_mut().graceful_shutdown();

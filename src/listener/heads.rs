@@ -4,14 +4,15 @@
 //! idle connection has longer than a head that has begun, and the one timer there is is moved only when
 //! it would be late.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
+
+use crate::gateway::alarm::Alarm;
 
 /// One connection's. Cheap to clone.
 #[derive(Clone)]
@@ -36,9 +37,7 @@ struct State {
     since: Instant,
     /// When the head that is waited for began. A connection's first has begun with the connection.
     begun: Option<Instant>,
-    alarm: Pin<Box<Sleep>>,
-    /// Whoever polls last is woken by the alarm.
-    set: bool,
+    alarm: Alarm,
 }
 
 impl Heads {
@@ -48,8 +47,7 @@ impl Heads {
             under_way: false,
             since: connected,
             begun: Some(connected),
-            alarm: Box::pin(sleep_until(connected + header)),
-            set: false,
+            alarm: Alarm::default(),
         };
         Self(Arc::new(Shared {
             header,
@@ -91,8 +89,8 @@ impl Heads {
         self.0.state.lock().begun.is_some() && !self.0.behind.load(Ordering::Relaxed)
     }
 
-    /// Ready once the head that is waited for is late. `again`: whoever polls is who polled before.
-    pub fn poll_late(&self, again: bool, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once the head that is waited for is late.
+    pub fn poll_late(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Shared {
             header,
             idle,
@@ -106,7 +104,6 @@ impl Heads {
             since,
             begun,
             alarm,
-            set,
         } = &mut *state;
         if *under_way {
             return Poll::Pending;
@@ -115,24 +112,7 @@ impl Heads {
             *begun = Some(now());
         }
         let late = begun.map_or(*since + *idle, |begun| begun + *header);
-        if late < alarm.deadline() {
-            alarm.as_mut().reset(late);
-            *set = false;
-        }
-        loop {
-            // Most heads come before it rings.
-            if *set && again && !alarm.is_elapsed() {
-                return Poll::Pending;
-            }
-            *set = true;
-            ready!(alarm.as_mut().poll(cx));
-            if alarm.deadline() >= late {
-                return Poll::Ready(());
-            }
-            // It was set for a head before this one.
-            alarm.as_mut().reset(late);
-            *set = false;
-        }
+        alarm.poll_until(late, cx)
     }
 }
 
@@ -148,6 +128,8 @@ fn now() -> Instant {
 mod tests {
     use std::future::poll_fn;
 
+    use tokio::time::sleep_until;
+
     use super::*;
 
     const HEADER: Duration = Duration::from_secs(10);
@@ -157,8 +139,7 @@ mod tests {
     /// it is there after all.
     async fn waits(heads: &Heads, bytes: &[u64]) -> Duration {
         let began = now();
-        let mut again = false;
-        let late = poll_fn(|cx| heads.poll_late(std::mem::replace(&mut again, true), cx));
+        let late = poll_fn(|cx| heads.poll_late(cx));
         let mut late = std::pin::pin!(late);
         let mut bytes = bytes.iter();
         let waited = loop {
@@ -215,7 +196,7 @@ mod tests {
     async fn nothing_is_late_while_a_request_is_under_way() {
         let heads = Heads::new(HEADER, IDLE, now());
         heads.is_read();
-        let late = poll_fn(|cx| heads.poll_late(false, cx));
+        let late = poll_fn(|cx| heads.poll_late(cx));
         let waited = tokio::time::timeout(IDLE * 10, late).await;
         assert!(waited.is_err());
         heads.is_answered(now());
@@ -230,10 +211,9 @@ mod tests {
         heads.is_answered(now());
         let began = now();
         let mut ticks = tokio::time::interval(Duration::from_secs(7));
-        let mut again = false;
         poll_fn(|cx| {
             while ticks.poll_tick(cx).is_ready() {}
-            heads.poll_late(std::mem::replace(&mut again, true), cx)
+            heads.poll_late(cx)
         })
         .await;
         about(75, began.elapsed());

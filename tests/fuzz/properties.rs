@@ -245,8 +245,9 @@ pub fn fields(data: &[u8]) {
         up
     };
     let towards_client = |given: &HeaderMap| {
+        let mut down = TowardsClient::new(given.len());
         let connection = given.get_all("connection").iter();
-        let mut down = TowardsClient::new(connection.map(HeaderValue::as_bytes), given.len());
+        connection.for_each(|value| down.connection(value.as_bytes()));
         for (name, value) in given {
             down.add(name.clone(), value.clone());
         }
@@ -431,9 +432,9 @@ pub fn answers(data: &[u8]) {
     let theirs = by_hyper(bytes, usize::from(first).max(1));
     let mut theirs = theirs.unwrap_or_else(|| panic!("hyper refuses {ours:?}"));
     theirs.headers = {
+        let mut passed = TowardsClient::new(0);
         let connection = theirs.headers.get_all("connection").iter();
-        let connection = connection.map(HeaderValue::as_bytes);
-        let mut passed = TowardsClient::new(connection, 0);
+        connection.for_each(|value| passed.connection(value.as_bytes()));
         for (name, value) in &theirs.headers {
             passed.add(name.clone(), value.clone());
         }

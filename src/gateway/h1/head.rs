@@ -105,12 +105,13 @@ pub fn read(bytes: &Bytes, to_head: bool) -> Result<Read, Malformed> {
         response.extensions_mut().insert(reason);
     }
     let mut said = Said::default();
-    let connection = parsed.headers.iter();
-    let connection =
-        connection.filter(|field| field.name.eq_ignore_ascii_case(CONNECTION.as_str()));
-    let connection = connection.map(|field| field.value);
-    let connection = connection.inspect(|value| said.of_connection(value));
-    let mut fields = TowardsClient::new(connection, parsed.headers.len());
+    let mut fields = TowardsClient::new(parsed.headers.len());
+    for field in &*parsed.headers {
+        if field.name.eq_ignore_ascii_case(CONNECTION.as_str()) {
+            said.of_connection(field.value);
+            fields.connection(field.value);
+        }
+    }
     for field in &*parsed.headers {
         let malformed = |what| Malformed::Head(what);
         let name = name(field.name).map_err(|_| malformed(httparse::Error::HeaderName))?;
